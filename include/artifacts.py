@@ -1,0 +1,121 @@
+"""The files of a run: snapshot, request files, raw output and error files, outcomes.
+
+Paths are relative to one root and made of job names and digests, never of foreign ids.
+A file appears whole or not at all, so that a killed task leaves nothing that a later one could
+mistake for finished work.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+from uuid import uuid4
+
+from include.errors import ConfigurationError
+
+COPY_BYTES = 1 << 20  # bytes moved at a time between a remote root and a local file
+
+
+class Root(Protocol):
+    """What a root must offer: the part of `pathlib.Path` that `UPath` offers as well."""
+
+    def __truediv__(self, key: str) -> Any:
+        """Return the path of `key` below this one."""
+
+
+class Artifacts:
+    """Files below one root: a local folder, or any `UPath` (Airflow's `ObjectStoragePath`)."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._is_local = isinstance(root, Path)
+
+    def __repr__(self) -> str:
+        return f"Artifacts({str(self._root)!r})"
+
+    def uri(self, path: str) -> str:
+        """Return where `path` is, for people and links."""
+        return str(self._at(path))
+
+    def exists(self, path: str) -> bool:
+        """Tell whether `path` has been written whole."""
+        return bool(self._at(path).exists())
+
+    def size(self, path: str) -> int:
+        """Return the bytes of `path`."""
+        return int(self._at(path).stat().st_size)
+
+    def delete(self, path: str) -> None:
+        """Remove `path`; nothing happens when it is not there."""
+        self._at(path).unlink(missing_ok=True)
+
+    def open(self, path: str) -> BinaryIO:
+        """Open `path` for reading bytes.
+
+        Raises `ConfigurationError` when it is gone: artifacts are only deleted on purpose.
+        """
+        try:
+            return cast("BinaryIO", self._at(path).open("rb"))
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"Artifact {self.uri(path)} is missing. It was written by an earlier task of this "
+                "run; restore it, or clear the run from `extract` to begin again."
+            ) from None
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[BinaryIO]:
+        """Yield a stream; `path` holds its bytes once the block has ended without an error."""
+        if not self._is_local:
+            with self.scratch() as local:
+                with local.open("wb") as stream:
+                    yield stream
+                self._put(local, path)
+            return
+        final = cast("Path", self._at(path))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f".{final.name}.{uuid4().hex[:8]}.part")
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        """Yield a local file with the bytes of `path`; a remote one is fetched first."""
+        if self._is_local:
+            yield cast("Path", self._at(path))
+            return
+        with self.scratch() as local:
+            with self.open(path) as source, local.open("wb") as target:
+                shutil.copyfileobj(source, target, COPY_BYTES)
+            yield local
+
+    @contextmanager
+    def scratch(self, suffix: str = "") -> Iterator[Path]:
+        """Yield a new local file name that is deleted afterwards."""
+        with tempfile.TemporaryDirectory(prefix="llm-batch-") as folder:
+            yield Path(folder) / f"scratch{suffix}"
+
+    def _at(self, path: str) -> Any:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"Artifact path {path!r} must be relative and stay below the root.")
+        return self._root / path
+
+    def _put(self, local: Path, path: str) -> None:
+        """Put a finished local file at a remote root, where it appears when all of it is there.
+
+        Not through `open("wb")`: an interrupted copy would be closed, and so appear, half done.
+        """
+        target = self._at(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.fs.put_file(str(local), target.path)
