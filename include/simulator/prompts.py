@@ -1,0 +1,80 @@
+"""What a request asks: its user text and how many tokens its prompt has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+BYTES_PER_TOKEN = 4
+
+
+class Prompt(NamedTuple):
+    """The text that the answer is made from, and its size in tokens."""
+
+    text: str
+    tokens: int
+    shared_tokens: int
+
+
+def tokens_of(text: str) -> int:
+    """About one token for four UTF-8 bytes."""
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return (size + BYTES_PER_TOKEN - 1) // BYTES_PER_TOKEN
+
+
+def read_prompt(endpoint: str, body: dict[str, Any]) -> Prompt:
+    """The prompt of a request body of any supported endpoint.
+
+    `shared_tokens` counts the instructions, which is what a prompt cache can serve.
+    """
+    if endpoint == "/v1/chat/completions":
+        return _conversation(_turns(body.get("messages")), "")
+    if endpoint == "/v1/responses":
+        instructions = body.get("instructions")
+        first = instructions if isinstance(instructions, str) else ""
+        return _conversation(_turns(body.get("input")), first)
+    texts = input_texts(body.get("prompt" if endpoint == "/v1/completions" else "input"))
+    return Prompt(texts[-1] if texts else "", max(1, sum(map(tokens_of, texts))), 0)
+
+
+def input_texts(value: Any) -> list[str]:
+    """The texts of an `input` that may be one text, several, or token lists."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        return []
+    if value and all(isinstance(item, int) for item in value):
+        return [" " * (BYTES_PER_TOKEN * len(value))]
+    return [text for item in value for text in _item_texts(item)]
+
+
+def _item_texts(item: Any) -> list[str]:
+    if isinstance(item, dict):
+        text = item.get("text")
+        return [text if isinstance(text, str) else ""]
+    return input_texts(item)
+
+
+def _turns(value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield "user", value
+    elif isinstance(value, list):
+        for turn in value:
+            if isinstance(turn, dict):
+                content = turn.get("content")
+                text = content if isinstance(content, str) else "".join(input_texts(content))
+                yield str(turn.get("role", "user")), text
+
+
+def _conversation(turns: Iterator[tuple[str, str]], instructions: str) -> Prompt:
+    shared = tokens_of(instructions)
+    total = shared
+    user = ""
+    for role, text in turns:
+        size = tokens_of(text)
+        total += size
+        if role == "user":
+            user = text
+        else:
+            shared += size
+    return Prompt(user, max(1, total), shared)

@@ -1,0 +1,123 @@
+"""What the simulator keeps over its own death: files, batches and a bill that is never doubled."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+
+from include.simulator.process import ROOT, Simulator, wait_for_status
+
+ENDPOINT = "/v1/embeddings"
+
+
+def client_of(simulator: Simulator) -> openai.OpenAI:
+    """An OpenAI client without retries."""
+    return openai.OpenAI(base_url=simulator.base_url, api_key="sk-test", max_retries=0)
+
+
+def create(client: openai.OpenAI, rows: int) -> Any:
+    """A batch of so many embedding requests, whose output is large."""
+    body = {"model": "text-embedding-3-small", "input": "word " * 8}
+    content = b"".join(
+        json.dumps(
+            {"custom_id": f"row-{n}", "method": "POST", "url": ENDPOINT, "body": body}
+        ).encode()
+        + b"\n"
+        for n in range(rows)
+    )
+    file = client.files.create(file=("x.jsonl", io.BytesIO(content)), purpose="batch")
+    return client.batches.create(
+        input_file_id=file.id,
+        endpoint=ENDPOINT,
+        completion_window="24h",
+        metadata={"submission_id": "s1"},
+    )
+
+
+def half_answered(state: Path, seconds: float = 20) -> None:
+    """Wait until an unfinished result file has grown to some size."""
+    until = time.monotonic() + seconds
+    while sum(one.stat().st_size for one in (state / "scratch").iterdir()) < 30_000_000:
+        assert time.monotonic() < until, "no batch was being answered"
+        time.sleep(0.005)
+
+
+def test_a_killed_simulator_goes_on_and_bills_each_line_once(tmp_path: Path) -> None:
+    """Killed in the middle of answering, it answers the batch again and bills it once."""
+    with Simulator.start(tmp_path, speed=100) as simulator:
+        batch = create(client_of(simulator), 20_000)
+        half_answered(tmp_path)
+
+        simulator.kill()
+        simulator.restart()
+        ended = wait_for_status(client_of(simulator), batch.id, "completed", seconds=60)
+        billed = Counter({one["custom_id"]: one["billed"] for one in simulator.bill_lines()})
+
+    assert ended.request_counts.completed == 20_000
+    assert len(billed) == 20_000
+    assert set(billed.values()) == {1}
+
+
+def test_everything_is_still_there_after_a_kill(tmp_path: Path) -> None:
+    """Address, files, batches, bill and call counts survive."""
+    with Simulator.start(tmp_path, speed=50) as simulator:
+        client = client_of(simulator)
+        batch = wait_for_status(client, create(client, 50).id, "completed")
+        content = client.files.content(batch.output_file_id).content
+        url, bill = simulator.url, simulator.bill()
+        time.sleep(0.3)
+
+        simulator.kill()
+        simulator.restart()
+
+        client = client_of(simulator)
+        assert simulator.url == url
+        assert client.batches.retrieve(batch.id).to_dict() == batch.to_dict()
+        assert client.files.content(batch.output_file_id).content == content
+        assert simulator.bill() == bill
+        assert simulator.batches()["creates"] == 1
+
+
+def test_the_server_answers_while_it_works(tmp_path: Path) -> None:
+    """A call is served between upload and completion of a large batch, before it has ended."""
+    with Simulator.start(tmp_path, speed=100) as simulator:
+        client = client_of(simulator)
+        batch = create(client, 20_000)
+        half_answered(tmp_path)
+
+        listed = client.batches.list(limit=1).data[0]
+
+        assert (listed.id, listed.status) == (batch.id, "in_progress")
+
+
+def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """A test run that is killed leaves no server behind."""
+    program = (
+        "import os, signal; from include.simulator.process import Simulator\n"
+        f"print(Simulator.start({str(tmp_path)!r}).url, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    url = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    ).stdout.strip()
+
+    assert any(is_gone(f"{url}/_sim/health") for _ in range(100))
+
+
+def is_gone(url: str) -> bool:
+    """Whether nobody answers, asked a moment later."""
+    time.sleep(0.05)
+    try:
+        httpx2.get(url)
+    except httpx2.TransportError:
+        return True
+    return False
