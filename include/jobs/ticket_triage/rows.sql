@@ -1,0 +1,10 @@
+SELECT
+    ticket_id,
+    channel,
+    customer_tier,
+    subject,
+    body
+FROM tickets
+WHERE created_at >= :interval_start
+  AND created_at < :interval_end
+ORDER BY ticket_id
