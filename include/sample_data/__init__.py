@@ -1,0 +1,1 @@
+"""Input for the demo: see README.md."""
