@@ -1,0 +1,345 @@
+"""The calls of the Files and Batches API that this project makes, and what their errors mean.
+
+`BatchApi` wraps `openai.OpenAI`, `AsyncBatchApi` wraps `openai.AsyncOpenAI` for the triggerer.
+The SDK's own retries are off: it would repeat `POST /batches` without an idempotency key, and one
+call could make three batches. Calls that are safe to repeat are repeated here instead.
+
+Source: https://platform.openai.com/docs/api-reference/batch and /files; `openai` 3.51.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import openai
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+
+from include import batch_status
+from include.batch_view import PAGE, BatchProblem, BatchView, lost
+from include.errors import (
+    ConfigurationError,
+    InputFileNotReadyError,
+    LLMBatchError,
+    NotThereError,
+    PermanentError,
+    RateLimitedError,
+    TokenLimitError,
+    TransientError,
+    UnknownOutcomeError,
+)
+
+CHUNK = 1 << 20  # bytes read from a download at a time
+TRIES = 5  # of a call that is safe to repeat
+FIRST_PAUSE = 0.5  # seconds before the second try; doubles
+LONGEST_PAUSE = 20.0  # seconds
+CREATE_TIMEOUT = 60.0  # seconds that one POST /batches may take
+MISSING_FILE = ("file_not_found", "invalid_file_id", "no_such_file")
+OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+
+Result = TypeVar("Result")
+
+
+def view(batch: Any) -> BatchView:
+    """Return what matters of an SDK `Batch`."""
+    return view_of(batch.to_dict(warnings=False))
+
+
+def view_of(batch: Mapping[str, Any]) -> BatchView:
+    """Return what matters of a batch; servers in the wild leave out whatever they like."""
+    counts, errors = batch.get("request_counts") or {}, batch.get("errors") or {}
+    return BatchView(
+        batch_id=batch["id"],
+        status=batch_status.normal(batch.get("status")),
+        created_at=datetime.fromtimestamp(batch.get("created_at") or 0, UTC),
+        input_file_id=batch.get("input_file_id") or None,
+        output_file_id=batch.get("output_file_id") or None,
+        error_file_id=batch.get("error_file_id") or None,
+        done=counts.get("completed") or 0,
+        failed=counts.get("failed") or 0,
+        total=counts.get("total") or 0,
+        metadata=batch.get("metadata") or {},
+        problems=tuple(
+            BatchProblem(one.get("code"), one.get("line")) for one in errors.get("data") or []
+        ),
+    )
+
+
+def translate(error: openai.OpenAIError, action: str, *, repeatable: bool) -> LLMBatchError:
+    """Return our error for one of the SDK's: status, code and request id, never the message.
+
+    The API's messages may repeat input text or a part of the key. A call that may have taken
+    effect and must not be repeated blindly (`repeatable=False`) becomes `UnknownOutcomeError`.
+    """
+    if isinstance(error, openai.APIStatusError):
+        return _status_error(error, action, repeatable=repeatable)
+    if isinstance(error, openai.APIConnectionError):
+        cause = type(error.__cause__).__name__ if error.__cause__ else type(error).__name__
+        was_sent = cause not in {"ConnectError", "ConnectTimeout", "UnsupportedProtocol"}
+        if was_sent and not repeatable:
+            return UnknownOutcomeError(f"{action}: the answer was lost ({cause}).")
+        return TransientError(
+            f"{action}: no answer from the API ({cause}). Check the network and the host of the "
+            "connection if this lasts."
+        )
+    return PermanentError(f"{action}: the client refused ({type(error).__name__}).")
+
+
+def _status_error(error: openai.APIStatusError, action: str, *, repeatable: bool) -> LLMBatchError:
+    status, code = error.status_code, str(error.code or error.type or "no code")
+    what = f"{action}: HTTP {status}, {code}, request {error.request_id or 'without id'}"
+    if status in {401, 403}:
+        return ConfigurationError(
+            f"{what}. The API key of the connection was refused; nothing was sent. Correct the "
+            "connection's password and clear this task."
+        )
+    if code in OUT_OF_MONEY:
+        return PermanentError(f"{what}. The account is out of credit; nothing was sent.")
+    if "token_limit_exceeded" in code:
+        return TokenLimitError(
+            f"{what}. The enqueued-token limit is reached.", retry_after=_retry_after(error)
+        )
+    if _is_missing_file(error, action):
+        return InputFileNotReadyError(f"{what}. The uploaded file is not known yet.")
+    if status == 404:
+        return NotThereError(f"{what}. It does not exist, or belongs to another project's key.")
+    if status == 429:
+        return RateLimitedError(f"{what}. Too many requests.", retry_after=_retry_after(error))
+    if status in {408, 409} or status >= 500:
+        if not repeatable:
+            return UnknownOutcomeError(f"{what}. It may have taken effect.")
+        return TransientError(f"{what}.", retry_after=_retry_after(error))
+    return PermanentError(f"{what}. The API refused; a retry would be refused again.")
+
+
+def _is_missing_file(error: openai.APIStatusError, action: str) -> bool:
+    if not action.startswith("Creating") or error.status_code not in {400, 404}:
+        return False
+    text = str(error.message).lower()
+    return str(error.code) in MISSING_FILE or ("file" in text and "find" in text)
+
+
+def _retry_after(error: openai.APIStatusError) -> float | None:
+    try:
+        return float(error.response.headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _pause(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked: float = getattr(error, "retry_after", None) or 0.0
+    backoff: float = FIRST_PAUSE * 2.0 ** (state.attempt_number - 1)
+    return min(max(asked, backoff), LONGEST_PAUSE)
+
+
+class BatchApi:
+    """The API through one `openai.OpenAI` client; errors name the connection `conn_id`."""
+
+    def __init__(
+        self,
+        client: openai.OpenAI,
+        *,
+        conn_id: str = "openai_default",
+        create_timeout: float = CREATE_TIMEOUT,
+    ) -> None:
+        self._client = client.with_options(max_retries=0)
+        self._over = f" over connection {conn_id}"
+        self._create_timeout = create_timeout
+
+    def upload(self, path: Path, name: str, *, keep_seconds: int | None) -> str:
+        """Upload a request file and return its file id; repeated on passing errors."""
+        expires: dict[str, Any] = {}
+        if keep_seconds is not None:
+            expires["expires_after"] = {"anchor": "created_at", "seconds": keep_seconds}
+
+        def send() -> str:
+            with path.open("rb") as stream:
+                created = self._client.files.create(
+                    file=(name, stream, "application/jsonl"), purpose="batch", **expires
+                )
+            return str(created.id)
+
+        return self._again(f"Uploading {name}", send)
+
+    def create(
+        self, *, file_id: str, endpoint: str, metadata: Mapping[str, str], keep_seconds: int | None
+    ) -> BatchView:
+        """Make exactly one `POST /batches`.
+
+        Raises `UnknownOutcomeError` when a batch may have been made, `TokenLimitError`,
+        `InputFileNotReadyError`, `TransientError`, `PermanentError` or `ConfigurationError`
+        when certainly none was.
+        """
+        expires: dict[str, Any] = {}
+        if keep_seconds is not None:
+            expires["output_expires_after"] = {"anchor": "created_at", "seconds": keep_seconds}
+        client = self._client.with_options(timeout=self._create_timeout)
+        try:
+            return view(
+                client.batches.create(
+                    input_file_id=file_id,
+                    endpoint=endpoint,  # type: ignore[arg-type]  # other servers offer more
+                    completion_window="24h",
+                    metadata=dict(metadata),
+                    **expires,
+                )
+            )
+        except openai.OpenAIError as error:
+            raise translate(error, f"Creating a batch{self._over}", repeatable=False) from None
+
+    def retrieve(self, batch_id: str) -> BatchView:
+        """Return one batch; raises `NotThereError` on 404."""
+        return self._again(
+            f"Reading {batch_id}", lambda: view(self._client.batches.retrieve(batch_id))
+        )
+
+    def newest(self, since: datetime) -> Iterator[BatchView]:
+        """Yield batches from the newest back to those created before `since`."""
+        after: str | None = None
+        while True:
+            page = self._page(after)
+            for batch in page:
+                if batch.created_at < since:
+                    return
+                yield batch
+            if len(page) < PAGE:
+                return
+            after = page[-1].batch_id
+
+    def _page(self, after: str | None) -> list[BatchView]:
+        def ask() -> list[BatchView]:
+            answer = self._client.batches.list(limit=PAGE, after=after or openai.omit)
+            return [view(one) for one in answer.data]
+
+        return self._again("Listing batches", ask)
+
+    def cancel(self, batch_id: str) -> BatchView:
+        """Ask for the batch to be cancelled; one that is final already is returned as it is."""
+
+        def ask() -> BatchView:
+            try:
+                return view(self._client.batches.cancel(batch_id))
+            except openai.ConflictError:
+                return view(self._client.batches.retrieve(batch_id))
+            except openai.BadRequestError:
+                return view(self._client.batches.retrieve(batch_id))
+
+        return self._again(f"Cancelling {batch_id}", ask)
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete a file; one that is gone already is fine."""
+        try:
+            self._again(f"Deleting {file_id}", lambda: self._client.files.delete(file_id))
+        except NotThereError:
+            return
+
+    def download(self, file_id: str, path: Path) -> int:
+        """Write a file's bytes to `path` and return how many; a short download is repeated.
+
+        Raises `NotThereError` on 404 and `TransientError` when it stays short.
+        """
+
+        def fetch() -> int:
+            expected = self._client.files.retrieve(file_id).bytes or None
+            with self._client.files.with_streaming_response.content(
+                file_id, extra_headers={"Accept-Encoding": "identity"}
+            ) as response:
+                announced = response.headers.get("content-length")
+                size = _write(response.iter_bytes(CHUNK), path)
+            for promise in (expected, int(announced) if announced else None):
+                if promise is not None and size < promise:
+                    raise TransientError(
+                        f"Download of {file_id} was cut off at {size} of {promise} bytes."
+                    )
+            return size
+
+        return self._again(f"Downloading {file_id}", fetch)
+
+    def _again(self, action: str, call: Callable[[], Result]) -> Result:
+        """Call, and call again on passing errors: only for what is safe to repeat."""
+
+        def attempt() -> Result:
+            try:
+                return call()
+            except openai.OpenAIError as error:
+                raise translate(error, action + self._over, repeatable=True) from None
+            except Exception as error:
+                # The transport's own errors reach us raw while a download is being streamed.
+                if type(error).__module__.split(".")[0] not in {"httpx2", "httpcore2"}:
+                    raise
+                raise TransientError(
+                    f"{action}: the connection broke ({type(error).__name__})."
+                ) from None
+
+        return Retrying(
+            retry=retry_if_exception_type(TransientError),
+            stop=stop_after_attempt(TRIES),
+            wait=_pause,
+            reraise=True,
+        )(attempt)
+
+
+def _write(chunks: Iterator[bytes], path: Path) -> int:
+    size = 0
+    with path.open("wb") as stream:
+        for chunk in chunks:
+            size += stream.write(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return size
+
+
+class AsyncBatchApi:
+    """What the triggerer needs of the API, through one `openai.AsyncOpenAI` client.
+
+    One try per call: whoever waits polls again anyway.
+    """
+
+    def __init__(self, client: openai.AsyncOpenAI) -> None:
+        self._client = client.with_options(max_retries=0)
+
+    async def retrieve(self, batch_id: str) -> BatchView:
+        """Return one batch; on 404 the view of a lost one."""
+        try:
+            return view(await self._client.batches.retrieve(batch_id))
+        except openai.NotFoundError:
+            return lost(batch_id)
+        except openai.OpenAIError as error:
+            raise translate(error, f"Reading {batch_id}", repeatable=True) from None
+
+    async def pages(self) -> AsyncIterator[list[BatchView]]:
+        """Yield pages of the newest batches, newest first.
+
+        The SDK's own models of a hundred batches would hold the event loop up for 50 ms.
+        """
+        after: str | None = None
+        while True:
+            try:
+                answer = await self._client.batches.with_raw_response.list(
+                    limit=PAGE, after=after or openai.omit
+                )
+            except openai.OpenAIError as error:
+                raise translate(error, "Listing batches", repeatable=True) from None
+            page = [view_of(one) for one in msgspec.json.decode(answer.content)["data"]]
+            yield page
+            if len(page) < PAGE:
+                return
+            after = page[-1].batch_id
+
+    async def cancel(self, batch_id: str) -> None:
+        """Ask for the batch to be cancelled; one that is final already is fine."""
+        try:
+            await self._client.batches.cancel(batch_id)
+        except (openai.ConflictError, openai.BadRequestError, openai.NotFoundError):
+            return
+        except openai.OpenAIError as error:
+            raise translate(error, f"Cancelling {batch_id}", repeatable=True) from None
+
+    async def close(self) -> None:
+        """Close the client's connections."""
+        await self._client.close()

@@ -1,0 +1,201 @@
+"""The steps of a run refuse to begin before their time, and do nothing a second time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from include import collecting, pipeline
+from include.errors import ConfigurationError, TransientError
+from include.ledger_records import Batch, BatchState, Run
+from include.simulator.process import Simulator
+from tests.faults.world import World, job
+
+ROWS = 8
+DAYS = count()  # of worlds on one simulator
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    state = tmp_path_factory.mktemp("simulator")
+    with Simulator.start(state, instant=True) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def world(service: Simulator, tmp_path: Path) -> Iterator[World]:
+    """A partition of eight rows, nothing done yet."""
+    world = World(tmp_path, service, next(DAYS))
+    world.fill(ROWS)
+    yield world
+    world.close()
+
+
+def _extracted(world: World) -> Run:
+    ledger = world.ledger()
+    return pipeline.extract(
+        world._opened(ledger, pipeline.NORMAL), ledger, world.artifacts(), world.source
+    )
+
+
+def _built(world: World, most_shards: int = 9) -> list[Batch]:
+    return pipeline.build(
+        _extracted(world),
+        1,
+        world.ledger(),
+        world.artifacts(),
+        world.target,
+        most_shards=most_shards,
+    )
+
+
+def test_an_unknown_mode_is_refused(world: World) -> None:
+    """The message names what is allowed."""
+    with pytest.raises(ConfigurationError, match="normal, redrive, force"):
+        world.run(mode="again")
+
+
+def test_the_source_is_read_once(world: World) -> None:
+    """A second extract keeps the snapshot, whatever the source holds by then."""
+    first = _extracted(world)
+    with world.source().begin() as connection:
+        connection.exec_driver_sql("DELETE FROM notes")
+
+    second = _extracted(world)
+
+    assert (second.snapshot, second.rows) == (first.snapshot, ROWS)
+
+
+def test_a_round_is_built_once(world: World) -> None:
+    """A second build returns the same request files and writes none."""
+    first = _built(world)
+    files = sorted(world.folder.rglob("*.jsonl"))
+
+    second = _built(world)
+
+    assert second == first
+    assert sorted(world.folder.rglob("*.jsonl")) == files
+
+
+def test_more_shards_than_can_be_mapped_are_refused(world: World) -> None:
+    """A clear error before anything is recorded or submitted."""
+    with pytest.raises(ConfigurationError, match="2 shards, but Airflow maps at most 1"):
+        _built(world, most_shards=1)
+
+    assert world.ledger().batches(world.run_ids[0]) == []
+
+
+def test_a_batch_is_not_collected_before_it_has_ended(world: World) -> None:
+    """The message says which task to clear."""
+    batch = _built(world)[0]
+
+    with pytest.raises(ConfigurationError, match=r"has not ended .*Clear its wait task"):
+        collecting.collect(batch, world.ledger(), world.artifacts(), world.api())
+
+
+def test_a_run_is_not_loaded_before_its_rounds_are_settled(world: World) -> None:
+    """Loading half of the rows would lose the others."""
+    _built(world)
+    ledger = world.ledger()
+
+    with pytest.raises(ConfigurationError, match="round 1 is not settled"):
+        pipeline.load(ledger.run(world.run_ids[0]), ledger, world.artifacts(), world.target)
+
+
+def test_collecting_again_changes_nothing(world: World) -> None:
+    """A collected batch is returned as it is, without a call of the API."""
+    world.run()
+    batch = world.ledger().batches(world.run_ids[0])[0]
+    retrieves = world.simulator.batches()["retrieves"]
+
+    again = collecting.collect(batch, world.ledger(), world.artifacts(), world.api())
+
+    assert again == batch
+    assert again.state == BatchState.COLLECTED
+    assert world.simulator.batches()["retrieves"] == retrieves
+
+
+def test_loading_again_changes_nothing(world: World) -> None:
+    """Loading twice is loading once, down to the time stamps."""
+    world.run()
+    ledger = world.ledger()
+
+    def rows() -> list[Any]:
+        with world.target().connect() as connection:
+            return list(connection.execute(sa.text("SELECT * FROM note_labels ORDER BY note_id")))
+
+    before = rows()
+    pipeline.load(ledger.run(world.run_ids[0]), ledger, world.artifacts(), world.target)
+
+    assert rows() == before
+    assert len(before) == ROWS
+
+
+def test_a_run_keeps_the_spec_that_it_began_with(world: World) -> None:
+    """A changed job is another run; the open one goes on as it was."""
+    ledger = world.ledger()
+    run = world._opened(ledger, pipeline.NORMAL)
+    changed = {**world.spec.request.model_dump(), "model": "gpt-4o"}
+    world.spec = job(request=changed)
+    world._is_open = False
+
+    other = world._opened(ledger, pipeline.NORMAL)
+
+    assert other.run_id != run.run_id
+    assert pipeline.pinned(run).request.model == "gpt-4o-mini"
+    assert pipeline.pinned(other).request.model == "gpt-4o"
+
+
+def test_a_duplicate_that_could_not_be_cancelled_is_cancelled_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was recorded and then the API was away: the next look does not take it for done."""
+    monkeypatch.setattr("include.batch_api.FIRST_PAUSE", 0.0)
+    world.run()
+    ledger, api = world.ledger(), world.api()
+    (batch, *_) = ledger.batches(world.run_ids[0])
+    world.simulator.add_faults(
+        {"fault": "stuck", "status": "validating"},
+        {"fault": "fail_before", "path": "/cancel$"},
+    )
+    extra = api.create(
+        file_id=str(batch.file_id),
+        endpoint=batch.endpoint,
+        metadata={"submission_id": batch.submission_id},
+        keep_seconds=None,
+    )
+    with pytest.raises(TransientError):
+        pipeline.find_duplicates([batch], ledger, api, world.policy)
+    world.simulator.clear_faults()
+
+    pipeline.find_duplicates([batch], ledger, api, world.policy)
+
+    assert api.retrieve(extra.batch_id).status in {"cancelling", "cancelled"}
+
+
+def test_a_duplicate_is_told_loudly(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A second batch with our id is cancelled, recorded and logged as an error, once."""
+    world.run()
+    ledger, api = world.ledger(), world.api()
+    (batch, *_) = ledger.batches(world.run_ids[0])
+    extra = api.create(
+        file_id=str(batch.file_id),
+        endpoint=batch.endpoint,
+        metadata={"submission_id": batch.submission_id},
+        keep_seconds=None,
+    )
+
+    found = [pipeline.find_duplicates([batch], ledger, api, world.policy) for _ in range(2)]
+
+    assert found == [1, 0]
+    (recorded,) = ledger.duplicates([batch.submission_id])
+    assert (recorded["batch_id"], recorded["kept_batch_id"]) == (extra.batch_id, batch.batch_id)
+    errors = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert extra.batch_id in errors[0].getMessage()

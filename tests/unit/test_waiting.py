@@ -1,0 +1,135 @@
+"""What a look at a batch leads to, and what it leaves in the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from include import pipeline
+from include.ledger_records import Batch, BatchState
+from include.simulator.process import Simulator
+from include.waiting import Verdict, WaitPolicy, look
+from tests.faults.world import World
+
+DAYS = count()  # of worlds on one simulator
+GET = {"method": "GET", "path": "/batches/"}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    """A simulator whose batches take a fifth of a second."""
+    state = tmp_path_factory.mktemp("simulator")
+    with Simulator.start(state, speed=5) as simulator:
+        yield simulator
+
+
+class Waiter:
+    """One submitted batch of three rows."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        world.fill(3)
+        self.ledger = world.ledger()
+        run = world._opened(self.ledger, pipeline.NORMAL)
+        run = pipeline.extract(run, self.ledger, world.artifacts(), world.source)
+        (self.built,) = pipeline.build(
+            run, 1, self.ledger, world.artifacts(), world.target, most_shards=9
+        )
+        world.submit(self.built, self.ledger)
+
+    @property
+    def batch(self) -> Batch:
+        return self.ledger.batch(self.built.submission_id)
+
+    def look(self, policy: WaitPolicy | None = None) -> Verdict:
+        return look(self.batch, self.ledger, self.world.api(), policy or WaitPolicy())
+
+    def look_until_over(self, policy: WaitPolicy | None = None) -> int:
+        """Return how many looks said WAIT."""
+        for waits in range(500):
+            if self.look(policy) is Verdict.OVER:
+                return waits
+            time.sleep(0.02)
+        raise TimeoutError
+
+
+@pytest.fixture
+def waiter(service: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Waiter]:
+    monkeypatch.setattr("include.batch_api.FIRST_PAUSE", 0.0)
+    world = World(tmp_path, service, next(DAYS))
+    yield Waiter(world)
+    world.close()
+    service.clear_faults()
+
+
+def test_a_batch_is_waited_for_and_ends(waiter: Waiter) -> None:
+    """WAIT while it is not final, then OVER with the final status and counts."""
+    assert waiter.look_until_over() > 0
+
+    batch = waiter.batch
+    assert (batch.state, batch.api_status) == (BatchState.ENDED, "completed")
+    assert (batch.done_requests, batch.failed_requests) == (3, 0)
+
+
+def test_an_ended_batch_is_not_asked_about_again(waiter: Waiter) -> None:
+    """The ledger knows: no call is made."""
+    waiter.look_until_over()
+    retrieves = waiter.world.simulator.batches()["retrieves"]
+
+    assert waiter.look() is Verdict.OVER
+    assert waiter.world.simulator.batches()["retrieves"] == retrieves
+
+
+@pytest.mark.parametrize("fault", ["fail_before", "reset_before"])
+def test_a_poll_that_fails_is_no_verdict(waiter: Waiter, fault: str) -> None:
+    """WAIT, and nothing is recorded: the next poll may know more."""
+    (rule,) = waiter.world.simulator.add_faults({"fault": fault, **GET})
+
+    assert waiter.look() is Verdict.WAIT
+    assert waiter.world.simulator.fired(rule["id"]) == 5
+    assert waiter.batch.state == BatchState.SUBMITTED
+    waiter.world.simulator.clear_faults()
+    assert waiter.look_until_over() >= 0
+
+
+def test_a_batch_that_the_api_does_not_know_is_lost(waiter: Waiter) -> None:
+    """404: OVER, so that its rows go round again."""
+    waiter.world.simulator.add_faults({"fault": "fail_before", "status": 404, **GET})
+
+    assert waiter.look() is Verdict.OVER
+    assert waiter.batch.api_status == "lost"
+
+
+def test_the_deadline_counts_from_the_submission(waiter: Waiter) -> None:
+    """Neither a restart nor a retry moves it."""
+    policy = WaitPolicy(deadline_hours=2.0, cancel_hours=0.5)
+
+    deadline = policy.deadline(waiter.batch)
+
+    assert waiter.batch.submitted_at is not None
+    assert deadline == waiter.batch.submitted_at + timedelta(hours=2)
+    assert policy.last_call(waiter.batch) == deadline + timedelta(minutes=30)
+    waiter.look()
+    assert policy.deadline(waiter.batch) == deadline
+
+
+def test_past_the_deadline_it_is_cancelled_once(waiter: Waiter) -> None:
+    """The cancel is asked for, the batch ends as cancelled and can be collected."""
+    policy = WaitPolicy(deadline_hours=0.0, cancel_hours=9.0)
+
+    waiter.look_until_over(policy)
+
+    assert waiter.batch.api_status == "cancelled"
+    calls = waiter.world.simulator.batches()["calls"]
+    assert calls["POST /v1/batches/{id}/cancel"] >= 1
+
+
+def test_a_batch_that_does_not_end_is_given_up(waiter: Waiter) -> None:
+    """After the last call it is OVER whatever the API says, and is called abandoned."""
+    assert waiter.look(WaitPolicy(deadline_hours=0.0, cancel_hours=0.0)) is Verdict.OVER
+    assert (waiter.batch.state, waiter.batch.api_status) == (BatchState.ENDED, "abandoned")
