@@ -1,0 +1,42 @@
+"""Stops the spend of a run that has failed.
+
+`BatchTrigger.on_kill` cancels the batch of a task that is ended while its trigger runs. It cannot
+know of a batch whose trigger has not begun yet, or whose task never came to wait. When the whole
+Airflow run has failed, whoever failed it, nobody waits for what it still has at the API: that is
+cancelled here. What those batches have done is collected by the next run of the partition.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from airflow.listeners import hookimpl
+
+if TYPE_CHECKING:
+    from airflow.models.dagrun import DagRun
+
+log = logging.getLogger(__name__)
+
+
+@hookimpl
+def on_dag_run_failed(dag_run: DagRun, msg: str) -> None:
+    """Cancel what the run has in flight, in a thread: the scheduler must not wait for the API."""
+    del msg
+    threading.Thread(
+        target=cancel_in_flight, args=(dag_run.dag_id, dag_run.run_id), daemon=True
+    ).start()
+
+
+def cancel_in_flight(dag_id: str, dag_run_id: str) -> None:
+    """Ask for every batch of this Airflow run that the API still works on to be cancelled."""
+    from include.errors import LLMBatchError
+    from llm_batch import connections
+
+    try:
+        for batch in connections.ledger().in_flight(dag_id, dag_run_id):
+            connections.batch_api(batch.conn_id).cancel(str(batch.batch_id))
+            log.warning("%s: its run has failed, so cancelling was asked for.", batch)
+    except LLMBatchError as error:
+        log.error("Run %s of DAG %s failed; its batches may go on: %s", dag_run_id, dag_id, error)
