@@ -1,0 +1,401 @@
+"""The product under the real scheduler, triggerer and PostgreSQL, while somebody kills or clears.
+
+Every test ends with the simulator's own count: one batch per request file, nothing billed twice.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+import sqlalchemy as sa
+
+from include.artifacts import Artifacts
+from include.audit import audit
+from include.batch_api import BatchApi
+from include.errors import LLMBatchError
+from include.job_spec import JOBS_ROOT
+from include.ledger import Ledger
+from include.ledger_records import Batch
+from include.local_stack.component import Component
+from include.local_stack.environment import LEDGER_DB, OPENAI, RESULTS_DB, simulator_connection
+from include.local_stack.rest import wait_until
+from include.local_stack.stack import HEALTHY, Stack
+from include.simulator.process import Simulator
+from include.source_tables import load_sample_tickets
+
+pytestmark = [pytest.mark.system, pytest.mark.postgres]
+
+JOB = "ticket_triage"
+FIRST = datetime(2026, 11, 1, tzinfo=UTC)
+LONG = 20.0  # seconds that a batch is held back, so that there is time to interfere
+PATIENCE = 180.0  # seconds for a run
+
+
+class Deployment:
+    """A stack on PostgreSQL, its simulator, and one day after the other to work on."""
+
+    def __init__(self, stack: Stack, simulator: Simulator, url: str, home: Path) -> None:
+        self.stack, self.simulator, self.home = stack, simulator, home
+        self.ledger = Ledger(sa.create_engine(url))
+        self.results = sa.create_engine(url)
+        self._day = 0
+
+    def trigger(self, **conf: Any) -> str:
+        """Trigger a run over the next unused day, a fifth of its rows: one small batch."""
+        self._day += 1
+        start = FIRST + timedelta(days=self._day - 1)
+        return self.stack.client.trigger(
+            JOB,
+            logical_date=start + timedelta(days=1, minutes=self._day),
+            interval=(start, start + timedelta(days=1)),
+            conf={"sample": 0.2} | conf,
+        )
+
+    def hold(self, seconds: float) -> None:
+        """Let the next batch stay in progress for a while."""
+        self.simulator.add_faults({"fault": "stuck", "seconds": seconds, "times": 1})
+
+    def state(self, run_id: str, task: str) -> str | None:
+        return self.stack.client.task_states(JOB, run_id).get(task)
+
+    def wait_for_state(self, run_id: str, task: str, state: str) -> None:
+        wait_until(
+            f"{task} of {run_id} to be {state}",
+            PATIENCE,
+            lambda: self.state(run_id, task) == state,
+        )
+
+    def deferred(self, seconds: float = LONG) -> str:
+        """Trigger a run and return it when its sensor waits in the triggerer."""
+        self.hold(seconds)
+        run_id = self.trigger()
+        self.wait_for_state(run_id, "round_1.shard.wait[0]", "deferred")
+        return run_id
+
+    def finish(self, run_id: str) -> None:
+        """Wait for the run, and check everything that has to hold."""
+        run = self.stack.client.wait_for_run(JOB, run_id, seconds=PATIENCE)
+        assert run.state == "success", self.stack.client.task_states(JOB, run_id)
+        self.check(run_id)
+
+    def batches(self, run_id: str) -> list[Batch]:
+        run = self.stack.client.xcom(JOB, run_id, "extract")
+        return self.ledger.batches(run["run_id"])
+
+    def revive(self) -> None:
+        """Start what has ended, as a service manager would, and wait until all are healthy."""
+
+        def is_healthy() -> bool:
+            for component in self.stack.components.values():
+                if not component.is_running:
+                    component.start()
+            try:
+                found = self.stack.client.health()
+                return all(found.get(name) == "healthy" for name in HEALTHY)
+            except LLMBatchError:
+                return False
+
+        wait_until("healthy components", PATIENCE, is_healthy)
+
+    def check(self, run_id: str) -> None:
+        """One batch per request file at the API, and no row billed twice in a round."""
+        ours = {one.submission_id: one.batch_id for one in self.batches(run_id)}
+        made = Counter(
+            one["metadata"]["submission_id"]
+            for one in self.simulator.batches()["batches"]
+            if (one.get("metadata") or {}).get("submission_id") in ours
+        )
+        assert made == Counter(dict.fromkeys(ours, 1))
+        billed = Counter(
+            (line["metadata"]["round"], line["custom_id"])
+            for line in self.simulator.bill_lines()
+            if line["metadata"].get("submission_id") in ours
+            for _ in range(line["billed"])
+        )
+        assert billed
+        assert max(billed.values()) == 1
+
+    def api_status(self, batch: Batch) -> str:
+        (found,) = [
+            one for one in self.simulator.batches()["batches"] if one["id"] == batch.batch_id
+        ]
+        return str(found["status"])
+
+
+@pytest.fixture(scope="module")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    with Simulator.start(tmp_path_factory.mktemp("simulator")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def deployment(
+    tmp_path_factory: pytest.TempPathFactory, simulator: Simulator, postgres_url: str
+) -> Iterator[Deployment]:
+    home = tmp_path_factory.mktemp("home")
+    url = sa.make_url(postgres_url)
+    airflow_url = url.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+    connection = f"postgresql://{url.username}@{url.host}:{url.port or 5432}/{url.database}"
+    shutil.copytree(JOBS_ROOT, home / "jobs")
+    env = {
+        "AIRFLOW__LLM_BATCH__JOBS": str(home / "jobs"),
+        OPENAI: simulator_connection(simulator.base_url),
+        LEDGER_DB: connection,
+        RESULTS_DB: connection,
+        "AIRFLOW__LLM_BATCH__FIRST_POLL": "2",
+        "AIRFLOW__LLM_BATCH__POLL_INTERVAL": "2",
+        "AIRFLOW__LLM_BATCH__RETRY_DELAY": "3",
+        "AIRFLOW__LLM_BATCH__SUBMIT_LEASE": "10",
+        "AIRFLOW__LLM_BATCH__SUBMIT_GRACE": "2",
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "12",
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    }
+    with Stack(home, database=airflow_url, env=env) as stack:
+        load_sample_tickets(sa.create_engine(f"sqlite:///{home}/data/source.db"))
+        stack.wait_for_dag(JOB)
+        stack.client.set_paused(JOB, paused=False)
+        yield Deployment(stack, simulator, postgres_url, home)
+
+
+@pytest.fixture(autouse=True)
+def _healthy_again(deployment: Deployment) -> Iterator[None]:
+    yield
+    deployment.simulator.clear_faults()
+    deployment.revive()
+
+
+def test_a_killed_triggerer_costs_nothing(deployment: Deployment) -> None:
+    """`kill -9` of the triggerer while a batch is waited for: the run ends, one batch."""
+    run_id = deployment.deferred()
+    triggerer = deployment.stack.components["triggerer"]
+
+    triggerer.kill()
+    triggerer.start()
+
+    deployment.finish(run_id)
+
+
+@pytest.mark.long
+def test_a_clear_while_deferred_goes_on_with_the_same_batch(deployment: Deployment) -> None:
+    """Clearing the waiting task does not cancel the batch: the new try finds it."""
+    run_id = deployment.deferred()
+    (before,) = deployment.batches(run_id)
+
+    deployment.stack.client.clear(JOB, run_id, ["round_1.shard.wait"])
+
+    deployment.finish(run_id)
+    assert [one.batch_id for one in deployment.batches(run_id)] == [before.batch_id]
+    assert deployment.api_status(before) == "completed"
+
+
+@pytest.mark.long
+def test_a_cleared_run_sends_nothing_again(deployment: Deployment) -> None:
+    """Clearing a whole run while it waits: it joins its own open run and its batch."""
+    run_id = deployment.deferred()
+    (before,) = deployment.batches(run_id)
+
+    deployment.stack.client.clear(JOB, run_id)
+    time.sleep(3)
+
+    deployment.finish(run_id)
+    assert [one.batch_id for one in deployment.batches(run_id)] == [before.batch_id]
+
+
+@pytest.mark.long
+def test_marking_the_task_failed_stops_the_spend(deployment: Deployment) -> None:
+    """Marked failed while deferred: its batch is cancelled, another run's batch is not."""
+    other = deployment.deferred(60.0)
+    run_id = deployment.deferred(900.0)
+    (ours,) = deployment.batches(run_id)
+
+    deployment.stack.client.mark_task(JOB, run_id, "round_1.shard.wait", "failed", index=0)
+
+    wait_until(
+        "the batch to be cancelled",
+        30.0,
+        lambda: deployment.api_status(ours) in {"cancelling", "cancelled"},
+    )
+    deployment.finish(other)
+
+
+@pytest.mark.long
+def test_a_stalled_triggerer_does_not_cancel_what_another_waits_for(
+    deployment: Deployment,
+) -> None:
+    """A triggerer hangs, a second one takes over, the first wakes up: the batch lives on."""
+    run_id = deployment.deferred()
+    (batch,) = deployment.batches(run_id)
+    stack = deployment.stack
+    first = stack.components["triggerer"]
+    second = Component(
+        "triggerer-2", first._command, stack.home / "logs" / "triggerer-2.log", stack.env
+    )
+    first.pause()
+    second.start()
+    try:
+        time.sleep(20)  # beyond the threshold of 12 s
+        first.resume()
+        deployment.finish(run_id)
+    finally:
+        first.resume()
+        second.kill()
+    assert deployment.api_status(batch) == "completed"
+
+
+@pytest.mark.long
+def test_killed_workers_and_scheduler_cost_nothing(deployment: Deployment) -> None:
+    """`kill -9` of the scheduler with all its workers in the middle of the run."""
+    run_id = deployment.trigger()
+    deployment.wait_for_state(run_id, "extract", "success")
+    scheduler = deployment.stack.components["scheduler"]
+
+    scheduler.kill()
+    scheduler.start()
+
+    deployment.finish(run_id)
+
+
+@pytest.mark.long
+def test_a_killed_task_costs_nothing(deployment: Deployment) -> None:
+    """`kill -9` of whatever task is running, twice: the next try goes on from there."""
+    run_id = deployment.trigger()
+    for task in ("extract", "round_1.build"):
+        deployment.wait_for_state(run_id, task, "running")
+        assert _kill_tasks(deployment.stack.components["scheduler"].pid) > 0
+
+    deployment.finish(run_id)
+
+
+def _kill_tasks(scheduler: int) -> int:
+    """Kill the processes that run task code: the youngest generation below the scheduler."""
+    workers = psutil.Process(scheduler).children()
+    leaves = [
+        process
+        for worker in workers
+        for process in worker.children(recursive=True)
+        if not process.children()
+    ]
+    for process in leaves:
+        process.kill()
+    return len(leaves)
+
+
+@pytest.mark.long
+def test_a_changed_job_does_not_touch_a_run_that_waits(deployment: Deployment) -> None:
+    """Somebody deploys a new prompt while a run waits: it ends with the prompt it began with."""
+    prompt = deployment.home / "jobs" / JOB / "prompt.md"
+    before = prompt.read_text()
+    run_id = deployment.deferred()
+    (batch,) = deployment.batches(run_id)
+    prompt.write_text("Be brief. " + before)
+    try:
+        deployment.finish(run_id)
+    finally:
+        prompt.write_text(before)
+    assert [one.batch_id for one in deployment.batches(run_id)] == [batch.batch_id]
+    assert "Be brief" not in deployment.ledger.run(batch.run_id).spec
+
+
+@pytest.mark.long
+def test_a_killed_api_server_costs_nothing(deployment: Deployment) -> None:
+    """`kill -9` of the api-server while a batch is waited for."""
+    run_id = deployment.deferred()
+    server = deployment.stack.components["api-server"]
+
+    server.kill()
+    server.start()
+    deployment.stack.wait_healthy()
+
+    deployment.finish(run_id)
+
+
+@pytest.mark.long
+def test_a_second_backfill_over_done_days_sends_nothing(deployment: Deployment) -> None:
+    """Reprocessing completed days makes no batch and no charge."""
+    client = deployment.stack.client
+    days = (FIRST + timedelta(days=11), FIRST + timedelta(days=12))
+    bills = []
+    for _ in range(2):
+        wait_until("no active backfill", 90.0, lambda: not client.active_backfills(JOB))
+        client.create_backfill(JOB, *days, conf={"sample": 0.1})
+        time.sleep(2)
+        wait_until("the backfill", PATIENCE, lambda: _all_done(client, days))
+        bills.append(deployment.simulator.bill()["requests"])
+
+    assert bills[0] == bills[1]
+
+
+def _all_done(client: Any, days: tuple[datetime, datetime]) -> bool:
+    runs = client.runs(JOB, days[0], days[1] + timedelta(days=1))
+    states = [run.state for run in runs if run.run_id.startswith("backfill")]
+    assert "failed" not in states
+    return len(states) == 2 and set(states) == {"success"}
+
+
+@pytest.mark.long
+def test_every_run_passes_the_audit(deployment: Deployment) -> None:
+    """After all of the above, the ledger, the target and the artifacts agree, row by row."""
+    artifacts = Artifacts(deployment.stack.home / "artifacts")
+    api = BatchApi(openai.OpenAI(api_key="sk-test", base_url=deployment.simulator.base_url))
+    done = [run for run in deployment.ledger.runs() if run.state == "DONE"]
+
+    assert len(done) >= 7
+    for run in done:
+        found = audit(run.run_id, deployment.ledger, artifacts, deployment.results, api)
+        assert found == []
+
+
+@pytest.mark.long
+def test_no_key_and_no_row_text_is_anywhere_but_where_it_belongs(deployment: Deployment) -> None:
+    """Neither the API key nor a ticket's text is in a log or in Airflow's own database."""
+    source = sa.create_engine(f"sqlite:///{deployment.home}/data/source.db")
+    with source.connect() as connection:
+        bodies = connection.execute(sa.text("SELECT body FROM tickets")).scalars().all()
+    canaries = {b"sk-simulator"} | {
+        body.encode()[:60] for body in bodies if len(body) > 60 and "\n" not in body[:60]
+    }
+    assert len(canaries) > 500
+
+    places = {str(path): path.read_bytes() for path in _files(deployment.home)}
+    places |= _airflow_tables(deployment.results)
+
+    assert any(b"requests in 1 shards" in text for text in places.values())  # it is what we think
+    for place, text in places.items():
+        assert not [canary for canary in canaries if canary in text], place
+
+
+def _files(home: Path) -> list[Path]:
+    return [
+        path
+        for folder in (home / "airflow" / "logs", home / "logs")
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
+
+
+def _airflow_tables(engine: sa.Engine) -> dict[str, bytes]:
+    """Every row of Airflow's and the ledger's tables as text; the target tables are left out."""
+    names = [
+        name
+        for name in sa.inspect(engine).get_table_names()
+        if not name.startswith("ticket_labels")
+    ]
+    with engine.connect() as connection:
+        return {name: _text_of(connection, name) for name in names}
+
+
+def _text_of(connection: sa.Connection, name: str) -> bytes:
+    rows = connection.execute(sa.select(sa.text("*")).select_from(sa.table(name))).all()
+    return repr(rows).encode()

@@ -1,0 +1,163 @@
+"""The local stack starts, runs, survives the loss of a component, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+import psutil
+import pytest
+
+from include.errors import ConfigurationError
+from include.local_stack.backfill import Days, start_backfill, wait_for_days
+from include.local_stack.component import ComponentDiedError, marked_processes
+from include.local_stack.environment import PROJECT, is_port_free
+from include.local_stack.rest import wait_until
+from include.local_stack.stack import Stack
+
+pytestmark = pytest.mark.system
+
+DAG = """
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG, CronDataIntervalTimetable, task
+
+with DAG(
+    "tiny",
+    schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
+    start_date=datetime(2026, 11, 1, tzinfo=UTC),
+    catchup=False,
+):
+
+    @task
+    def count(data_interval_start=None):
+        return data_interval_start.day
+
+    count()
+"""
+DAYS = Days("tiny", date(2026, 11, 1), date(2026, 11, 2))
+RUN_TIMEOUT = 90.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DAG folder with nothing of the product: one DAG that works and one that does not."""
+    folder = tmp_path_factory.mktemp("dags")
+    (folder / "tiny.py").write_text(DAG)
+    (folder / "broken.py").write_text("from airflow.sdk import DAG, nothing_of_this_name\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, dags: Path) -> Iterator[Stack]:
+    """A running stack."""
+    with Stack(tmp_path_factory.mktemp("stack"), dags=dags) as running:
+        running.wait_for_dag("tiny")
+        yield running
+
+
+def test_backfill_runs_every_day_again(stack: Stack) -> None:
+    """A second backfill right after the first is not refused, and runs the same days again."""
+    for _ in range(2):
+        start_backfill(stack.client, DAYS, {})
+        runs = wait_for_days(
+            stack.client, DAYS, seconds=RUN_TIMEOUT, watch=lambda _runs: stack.check()
+        )
+
+        assert [run.state for run in runs] == ["success", "success"]
+    values = [stack.client.xcom("tiny", run.run_id, "count") for run in runs]
+    assert values == [1, 2]
+
+
+def test_broken_dag_is_reported_at_once(stack: Stack) -> None:
+    """Waiting for a DAG whose file cannot be imported ends with the reason, not with a timeout."""
+    with pytest.raises(ConfigurationError, match="nothing_of_this_name"):
+        stack.wait_for_dag("broken")
+
+
+def test_only_the_loopback_interface_listens(stack: Stack) -> None:
+    """No process of the stack can be reached from another machine."""
+    listening = {
+        connection.laddr.ip
+        for process in marked_processes(stack.home)
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+    assert listening == {"127.0.0.1"}
+
+
+def test_lost_component_is_noticed_and_comes_back(stack: Stack) -> None:
+    """A killed triggerer is an error with its log, until it is started again."""
+    triggerer = stack.components["triggerer"]
+    triggerer.kill()
+
+    with pytest.raises(ComponentDiedError, match="triggerer ended with exit code -9"):
+        stack.check()
+    stack.keep_running()
+    stack.wait_healthy()
+    assert triggerer.is_running
+
+
+def test_second_stack_in_the_same_home_is_refused(stack: Stack, dags: Path) -> None:
+    """Somebody's running stack is neither stopped nor doubled."""
+    with pytest.raises(ConfigurationError, match="already runs"), Stack(stack.home, dags=dags):
+        pass
+
+    assert stack.client.health()["scheduler"] == "healthy"
+
+
+OWNER = """
+import sys
+from pathlib import Path
+from include.local_stack.stack import Stack
+
+with Stack(Path(sys.argv[1]), dags=Path(sys.argv[2])):
+    input()
+"""
+
+
+@contextmanager
+def _starting_stack(home: Path, dags: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is about to start a stack, and has started its components."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(home), str(dags)],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as owner:
+        wait_until("a started scheduler", 60, (home / "logs/triggerer.log").exists)
+        time.sleep(2)
+        yield owner
+        owner.wait(60)
+
+
+def test_interrupt_leaves_nothing_behind(tmp_path: Path, dags: Path) -> None:
+    """Ctrl-C while the components start stops all of them."""
+    with _starting_stack(tmp_path, dags) as owner:
+        before = marked_processes(tmp_path)
+        owner.send_signal(signal.SIGINT)
+
+    assert before
+    assert owner.returncode != 0
+    assert marked_processes(tmp_path) == []
+
+
+def test_leftovers_of_a_killed_owner_are_cleared(tmp_path: Path, dags: Path) -> None:
+    """After kill -9 of the owner, the next start ends what was left and begins anew."""
+    with _starting_stack(tmp_path, dags) as owner:
+        owner.kill()
+    left = marked_processes(tmp_path)
+
+    with Stack(tmp_path, dags=dags) as stack:
+        assert left
+        assert not [process for process in left if process.is_running()]
+    assert marked_processes(tmp_path) == []
+    assert is_port_free(stack.port)
