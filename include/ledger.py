@@ -205,12 +205,6 @@ class Ledger:
 
     # Batches
 
-    def prepare(self, new: NewBatch) -> Batch:
-        """Record one request file; recording it again returns what is there."""
-        with ledger_database.writing(self.engine) as connection:
-            self._prepare(connection, new)
-            return queries.batch(connection, new.submission_id)
-
     def batch(self, submission_id: str) -> Batch:
         """Return one batch; raises `ConfigurationError` when the ledger does not know it."""
         with ledger_database.reading(self.engine) as connection:
@@ -277,17 +271,7 @@ class Ledger:
 
     def still_ours(self, claim: Batch, **values: Any) -> bool:
         """Say that the holder is alive, and record `values` (`file_id`); False when taken over."""
-        with ledger_database.writing(self.engine) as connection:
-            changed = connection.execute(
-                sa.update(tables.batch)
-                .where(
-                    tables.batch.c.submission_id == claim.submission_id,
-                    tables.batch.c.state == BatchState.SUBMITTING,
-                    tables.batch.c.epoch == claim.epoch,
-                )
-                .values(intent_at=now(), **values)
-            ).rowcount
-            return bool(changed)
+        return self._touch(claim, intent_at=now(), **values)
 
     def submitted(self, claim: Batch, batch_id: str, api_status: str) -> bool:
         """Record the batch that the API made for this claim; False when it was taken over."""
@@ -307,15 +291,20 @@ class Ledger:
 
     def abandon(self, claim: Batch) -> bool:
         """Let anybody take the claim over at once; a batch may have been made, so they look."""
+        return self._touch(claim, intent_at=None)
+
+    def _touch(self, claim: Batch, **values: Any) -> bool:
+        """Record `values` while the claim is held; no change of state, so no line of history."""
+        columns = tables.batch.c
         with ledger_database.writing(self.engine) as connection:
             changed = connection.execute(
                 sa.update(tables.batch)
                 .where(
-                    tables.batch.c.submission_id == claim.submission_id,
-                    tables.batch.c.state == BatchState.SUBMITTING,
-                    tables.batch.c.epoch == claim.epoch,
+                    columns.submission_id == claim.submission_id,
+                    columns.state == BatchState.SUBMITTING,
+                    columns.epoch == claim.epoch,
                 )
-                .values(intent_at=None)
+                .values(**values)
             ).rowcount
             return bool(changed)
 

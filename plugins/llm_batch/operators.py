@@ -39,6 +39,24 @@ class BatchOperator(BaseOperator):
         self.log.info("Peak memory of this task's process: %s MB.", megabytes)
 
 
+class RunOperator(BatchOperator):
+    """A step of the run that `run` names: a dict with `run_id`, as `ExtractOperator` returns."""
+
+    template_fields: Sequence[str] = ("run",)
+
+    def __init__(self, *, run: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run = run
+
+
+class RoundOperator(RunOperator):
+    """A step of one round of the run; rounds count from 1."""
+
+    def __init__(self, *, round_number: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.round_number = round_number
+
+
 class ExtractOperator(BatchOperator):
     """Opens the run of this data interval, or joins the open one, and writes its snapshot.
 
@@ -78,19 +96,13 @@ class ExtractOperator(BatchOperator):
         return {"run_id": run.run_id, "rows": run.rows}
 
 
-class BuildRequestsOperator(BatchOperator):
+class BuildRequestsOperator(RoundOperator):
     """Writes the request files of one round; skips itself, and the round, when nothing is open.
 
     Returns one dict per shard: `submission_id`, `shard`, `requests`, `enqueued_tokens`.
     """
 
-    template_fields: Sequence[str] = ("run",)
     ui_color = "#f1f3f4"
-
-    def __init__(self, *, run: dict[str, Any], round_number: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.run = run
-        self.round_number = round_number
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Build, or skip."""
@@ -219,16 +231,10 @@ class CollectResultsOperator(BatchOperator):
         }
 
 
-class SettleRoundOperator(BatchOperator):
+class SettleRoundOperator(RoundOperator):
     """Adds a round up and looks for duplicate batches. Returns the round's counts."""
 
-    template_fields: Sequence[str] = ("run",)
     ui_color = "#f1f3f4"
-
-    def __init__(self, *, run: dict[str, Any], round_number: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.run = run
-        self.round_number = round_number
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Settle."""
@@ -252,15 +258,10 @@ class SettleRoundOperator(BatchOperator):
         }
 
 
-class LoadResultsOperator(BatchOperator):
+class LoadResultsOperator(RunOperator):
     """Puts every row into the results or the failures: in one transaction, or by whole files."""
 
-    template_fields: Sequence[str] = ("run",)
     ui_color = "#e6f4ea"
-
-    def __init__(self, *, run: dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.run = run
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Load."""
@@ -273,19 +274,14 @@ class LoadResultsOperator(BatchOperator):
         return {"run_id": run.run_id, "loaded": run.loaded, "failed": run.failed}
 
 
-class ReportOperator(BatchOperator):
+class ReportOperator(RunOperator):
     """Tells what the run came to: log, return value, asset event, metrics.
 
     Fails the run when more rows failed than `alert.failure_rate` allows; everything good has been
     loaded by then.
     """
 
-    template_fields: Sequence[str] = ("run",)
     ui_color = "#f1f3f4"
-
-    def __init__(self, *, run: dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.run = run
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Report."""

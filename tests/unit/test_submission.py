@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from include import pipeline
 from include.artifacts import Artifacts
 from include.batch_api import BatchApi
+from include.batch_view import BatchView
 from include.errors import (
     ConfigurationError,
     TransientError,
@@ -81,7 +82,7 @@ class Desk:
             bytes=len(content),
             input_tokens=100,
         )
-        self.row = self.ledger.prepare(new)
+        (self.row,) = self.ledger.build_round(run.run_id, 1, [new])
 
     def api(self, key: str = "sk-test", url: str | None = None) -> BatchApi:
         client = openai.OpenAI(api_key=key, base_url=url or self.service.base_url)
@@ -91,6 +92,20 @@ class Desk:
         api = options.pop("api", None) or self.api()
         return Submission(self.ledger, api, self.artifacts, policy).submit(
             self.row.submission_id, **options
+        )
+
+    def upload(self) -> str:
+        """Upload the file as a worker would that dies before it can record anything."""
+        with self.artifacts.local("requests.jsonl") as path:
+            return self.api().upload(path, "requests.jsonl", keep_seconds=None)
+
+    def post(self, file_id: str) -> BatchView:
+        """Create a batch with this file's id, likewise."""
+        return self.api().create(
+            file_id=file_id,
+            endpoint=self.row.endpoint,
+            metadata={"submission_id": self.row.submission_id},
+            keep_seconds=None,
         )
 
     def at_the_api(self) -> list[dict[str, Any]]:
@@ -185,15 +200,7 @@ def test_a_crash_after_the_intent_looks_first(desk: Desk) -> None:
         desk.row.submission_id, owner="dead", lease=timedelta(0), enqueued_tokens=None
     )
     assert claim is not None
-    api = desk.api()
-    with desk.artifacts.local("requests.jsonl") as path:
-        file_id = api.upload(path, "requests.jsonl", keep_seconds=None)
-    made = api.create(
-        file_id=file_id,
-        endpoint=desk.row.endpoint,
-        metadata={"submission_id": desk.row.submission_id},
-        keep_seconds=None,
-    )
+    made = desk.post(desk.upload())
 
     row = desk.submit()
 
@@ -208,14 +215,7 @@ def test_a_batch_in_doubt_is_nobodys_duplicate(desk: Desk) -> None:
     )
     assert claim is not None
     api = desk.api()
-    with desk.artifacts.local("requests.jsonl") as path:
-        file_id = api.upload(path, "requests.jsonl", keep_seconds=None)
-    made = api.create(
-        file_id=file_id,
-        endpoint=desk.row.endpoint,
-        metadata={"submission_id": desk.row.submission_id},
-        keep_seconds=None,
-    )
+    made = desk.post(desk.upload())
     in_doubt = desk.ledger.batch(desk.row.submission_id)
 
     found = pipeline.find_duplicates([in_doubt], desk.ledger, api, QUICK)
@@ -232,17 +232,11 @@ def test_a_late_post_of_a_dead_worker_is_fenced(desk: Desk) -> None:
     )
     assert claim is not None
     api = desk.api()
-    with desk.artifacts.local("requests.jsonl") as path:
-        file_id = api.upload(path, "requests.jsonl", keep_seconds=None)
+    file_id = desk.upload()
     desk.ledger.still_ours(claim.batch, file_id=file_id)
     row = desk.submit()
 
-    late = api.create(
-        file_id=file_id,
-        endpoint=desk.row.endpoint,
-        metadata={"submission_id": desk.row.submission_id},
-        keep_seconds=None,
-    )
+    late = desk.post(file_id)
 
     assert api.retrieve(late.batch_id).status == "failed"
     billed = {one["batch_id"]: one["requests"] for one in desk.service.bill()["by_batch"]}
