@@ -13,6 +13,7 @@ import orjson
 from pydantic import ValidationError
 
 from include.simulator.admin import wrong_rules
+from include.simulator.dialects import DIALECTS, OPENAI
 from include.simulator.fault_book import FaultBook
 from include.simulator.faults import DEMO
 from include.simulator.server import build, serve
@@ -67,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-order", action="store_true", help="results in the order of the requests"
     )
+    parser.add_argument("--key", help="the only API key that is taken")
+    parser.add_argument(
+        "--profile", choices=DIALECTS, default=OPENAI.name, help="as which provider"
+    )
+    parser.add_argument(
+        "--deployments", type=_deployments, default={}, help="name=model,name=model: no other name"
+    )
     parser.add_argument(
         "--until-stdin-closes", action="store_true", help="stop with the process that started it"
     )
@@ -88,7 +96,14 @@ def _settings(options: argparse.Namespace) -> Settings:
         workers=options.workers,
         cache_from_tokens=options.cache_from_tokens,
         keep_order=options.keep_order,
+        key=options.key,
+        dialect=DIALECTS[options.profile],
+        deployments=options.deployments,
     )
+
+
+def _deployments(text: str) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in text.split(","))
 
 
 def _add_faults(faults: FaultBook, options: argparse.Namespace) -> None:

@@ -2,10 +2,13 @@
 
 GET /_sim/bill · GET /_sim/bill/lines[?batch_id=] (NDJSON) · GET /_sim/batches ·
 GET /_sim/requests (the last calls) · GET, POST, DELETE /_sim/faults ·
+POST /_sim/release (the batches that `stuck` holds go on) ·
 GET /_sim/faults/kinds (what there is, with the keys of each) · GET /_sim/health
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import orjson
 from pydantic import ValidationError
@@ -25,11 +28,13 @@ from include.simulator.store import Store
 class Admin:
     """What tests and people ask the simulator about itself."""
 
-    def __init__(self, store: Store, faults: FaultBook) -> None:
+    def __init__(
+        self, store: Store, faults: FaultBook, deployments: Mapping[str, str] | None = None
+    ) -> None:
         self.journal: Journal | None = None
         self._store = store
         self._faults = faults
-        self._bill = Bill(store)
+        self._bill = Bill(store, deployments or {})
 
     def routes(self) -> list[Route]:
         """All paths under /_sim."""
@@ -43,6 +48,7 @@ class Admin:
             Route("/_sim/faults/kinds", self.fault_kinds, methods=["GET"]),
             Route("/_sim/faults", self.add_faults, methods=["POST"]),
             Route("/_sim/faults", self.clear_faults, methods=["DELETE"]),
+            Route("/_sim/release", self.release, methods=["POST"]),
         ]
 
     def bill(self, _request: Request) -> Response:
@@ -80,9 +86,10 @@ class Admin:
         return JSONResponse(RULES.json_schema())
 
     async def add_faults(self, request: Request) -> Response:
-        """Add a JSON list of rules, all or none."""
+        """Add a rule or a JSON list of them, all or none."""
         try:
-            return JSONResponse(self._faults.add(orjson.loads(await request.body())))
+            rules = orjson.loads(await request.body())
+            return JSONResponse(self._faults.add([rules] if isinstance(rules, dict) else rules))
         except ValidationError as error:
             raise ApiError(422, wrong_rules(error), code="unknown_fault") from error
         except ValueError as error:
@@ -92,6 +99,10 @@ class Admin:
         """Forget all rules."""
         self._faults.clear()
         return JSONResponse([])
+
+    def release(self, _request: Request) -> Response:
+        """Let the batches go on that a fault holds, and say how many there were."""
+        return JSONResponse(self._faults.release())
 
 
 def wrong_rules(error: ValidationError) -> str:

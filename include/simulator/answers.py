@@ -10,25 +10,12 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from include.simulator.prompts import Prompt, input_texts, read_prompt, tokens_of
+from include.simulator.moderations import moderated
+from include.simulator.pictures import picture, video
+from include.simulator.prompts import Prompt, input_texts, read_prompt, text_number, tokens_of
 from include.simulator.schema_values import SchemaValues, Source
 
 REASONING_MODELS = ("gpt-5", "o1", "o3", "o4")
-MODERATION = (
-    "harassment",
-    "harassment/threatening",
-    "sexual",
-    "sexual/minors",
-    "hate",
-    "hate/threatening",
-    "illicit",
-    "illicit/violent",
-    "self-harm",
-    "self-harm/intent",
-    "self-harm/instructions",
-    "violence",
-    "violence/graphic",
-)
 VECTORS = 64
 
 # "" for a natural end, else "length", "refusal", "content_filter", "invalid" or "separators"
@@ -74,6 +61,9 @@ class Answers:
             "/v1/completions": self._completion,
             "/v1/embeddings": self._embeddings,
             "/v1/moderations": self._moderation,
+            "/v1/images/generations": self._picture,
+            "/v1/images/edits": self._picture,
+            "/v1/videos": self._video,
         }
         self._shape = shapes.get(endpoint, self._response)
 
@@ -221,7 +211,7 @@ class Answers:
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": vectors[_text_number(text, seed) % VECTORS],
+                "embedding": vectors[text_number(text, seed) % VECTORS],
             }
             for index, text in enumerate(input_texts(body.get("input")))
         ]
@@ -247,9 +237,20 @@ class Answers:
         shape = {
             "id": f"modr-{unique}",
             "model": body["model"],
-            "results": [_moderated(text) for text in input_texts(body.get("input"))],
+            "results": moderated(body.get("input")),
         }
         return Answer(shape, Usage(prompt.tokens, 0, 0, 0))
+
+    def _picture(
+        self, body: dict[str, Any], prompt: Prompt, _seed: int, _unique: str, _ending: Ending
+    ) -> Answer:
+        shape = picture(body, prompt, self._created)
+        return Answer(shape, Usage(prompt.tokens, 0, shape["usage"]["output_tokens"], 0))
+
+    def _video(
+        self, body: dict[str, Any], _prompt: Prompt, _seed: int, unique: str, _ending: Ending
+    ) -> Answer:
+        return Answer(video(body, unique, self._created), Usage(0, 0, 0, 0))
 
 
 def _limit(body: dict[str, Any]) -> int:
@@ -322,11 +323,6 @@ def _completion_usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _text_number(text: str, seed: int) -> int:
-    data = text.encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(data, digest_size=4).digest()) if data else seed
-
-
 def _vector(size: int, number: int, *, encoded: bool) -> bytes:
     state = number + 1
     values: list[float] = []
@@ -336,14 +332,3 @@ def _vector(size: int, number: int, *, encoded: bool) -> bytes:
     if not encoded:
         return orjson.dumps(values)
     return orjson.dumps(base64.b64encode(struct.pack(f"<{size}f", *values)).decode())
-
-
-def _moderated(text: str) -> dict[str, Any]:
-    number = _text_number(text, 0)
-    scores = {name: (number >> index & 255) / 4096 for index, name in enumerate(MODERATION)}
-    return {
-        "flagged": False,
-        "categories": dict.fromkeys(MODERATION, False),
-        "category_scores": scores,
-        "category_applied_input_types": {name: ["text"] for name in MODERATION},
-    }

@@ -164,20 +164,23 @@ class BatchRunner:
         if file is None:
             self._fail(batch, [_error("invalid_request", "The input file was not found.")])
             return
-        check = check_requests(self._store.content(file), batch.endpoint, self._settings.limits)
+        check = check_requests(self._store.content(file), batch.endpoint, self._settings)
         errors = check.errors or self._refusals(batch)
         if errors:
             self._fail(batch, errors, model=check.model)
             return
-        self._store.change_batch(
-            batch,
-            status="in_progress",
-            in_progress_at=time.time(),
-            next_at=self._end_of("in_progress", traits_of(batch)),
-            model=check.model,
-            total=check.requests,
-            enqueued_tokens=check.input_tokens,
-        )
+        with self._store.transaction():
+            # What holds the batch may have been taken away since the clock's look at it.
+            traits = traits_of(self._store.batch_no(batch.no))
+            self._store.change_batch(
+                batch,
+                status="in_progress",
+                in_progress_at=time.time(),
+                next_at=self._end_of("in_progress", traits),
+                model=check.model,
+                total=check.requests,
+                enqueued_tokens=check.input_tokens,
+            )
 
     def _refusals(self, batch: BatchRecord) -> list[dict[str, Any]]:
         limit = trait(batch, TokenLimit)
@@ -232,6 +235,7 @@ class BatchRunner:
         seed = None if self._settings.keep_order else batch.no
         return Work(
             batch_no=batch.no,
+            endpoint=batch.endpoint,
             source=self._store.content(file),
             output=ResultFile(self._store.scratch(), shape, shuffled=seed),
             error=ResultFile(self._store.scratch(), shape, shuffled=seed),
@@ -244,6 +248,7 @@ class BatchRunner:
             answered=answered,
             left_code=left_code,
             unique=secrets.token_hex(8),
+            three_error_lines=self._settings.dialect.three_error_lines,
             start=0 if seed is None else number_of(str(seed)) % file.bytes,
         )
 
@@ -257,6 +262,10 @@ class BatchRunner:
         whole = work.answered >= batch.total
         with self._store.transaction() as db:
             now = self._store.batch_no(batch.no)
+            if now.answered or now.status in FINAL:
+                # The clock's look at it was stale: it is done, and billed, since then.
+                work.discard()
+                return
             status = "cancelling" if now.status == "cancelling" else "finalizing"
             moment = {} if status == "cancelling" else {"finalizing_at": time.time()}
             self._store.change_batch(
@@ -295,7 +304,12 @@ class BatchRunner:
             self._faults.fired(shape.id)
         return {
             "output_file_id": self._keep(batch, work.output, "output", wanted=keep_output),
-            "error_file_id": self._keep(batch, work.error, "error", wanted=work.error.lines > 0),
+            "error_file_id": self._keep(
+                batch,
+                work.error,
+                "error",
+                wanted=work.error.lines > 0 or self._settings.dialect.always_error_file,
+            ),
         }
 
     def _keep(
@@ -309,7 +323,7 @@ class BatchRunner:
             filename=f"{batch.id[:40]}_{kind}.jsonl",
             purpose="batch_output",
             lifetime=batch.output_seconds,
-            long=trait(batch, LongIds) is not None,
+            long=trait(batch, LongIds) is not None or self._settings.dialect.long_ids,
         )
         return record.id
 

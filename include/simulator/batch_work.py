@@ -11,20 +11,26 @@ from typing import Any, BinaryIO
 import orjson
 
 from include.simulator.answers import Answers
+from include.simulator.faults import LineError, number_of
 from include.simulator.line_plan import (
     LinePlan,
+    bare_error_line,
     damaged,
     damages_of,
     ending_of,
     error_of,
     http_error_line,
     is_dropped,
+    refused_line,
+    top_error_line,
     unanswered_line,
 )
+from include.simulator.refusals import refusal
 from include.simulator.result_files import ResultFile
 
 BillLine = tuple[int, str, int, int, int, int, int]  # the columns of the table bill_line
 UNANSWERED = 0
+REFUSED = 400
 BREATHS = 2048
 
 
@@ -53,6 +59,7 @@ class Work:
     """
 
     batch_no: int
+    endpoint: str
     source: Path
     output: ResultFile
     error: ResultFile
@@ -61,6 +68,7 @@ class Work:
     answered: int
     left_code: str
     unique: str
+    three_error_lines: bool = False
     start: int = 0
     completed: int = 0
     failed: int = 0
@@ -88,15 +96,31 @@ class Work:
         self.error.close()
         return True
 
+    def discard(self) -> None:
+        """Throw both files away."""
+        self.output.path.unlink()
+        self.error.path.unlink()
+
     def _leave(self, custom_id: str, unique: str) -> None:
         self.error.write(unanswered_line(unique, custom_id, self.left_code))
         self.bill.append((self.batch_no, custom_id, UNANSWERED, 0, 0, 0, 0))
 
     def _answer(self, request: dict[str, Any], unique: str) -> None:
+        refused = refusal(self.endpoint, request["body"])
+        if refused is not None:
+            self._turn_down(
+                request["custom_id"], refused_line(unique, request["custom_id"], refused)
+            )
+            return
         if self.plan:
             self._answer_with_faults(request, unique)
             return
         self.output.write(orjson.dumps(self._paid_line(request, unique, "")))
+
+    def _turn_down(self, custom_id: str, line: bytes) -> None:
+        self.error.write(line)
+        self.bill.append((self.batch_no, custom_id, REFUSED, 0, 0, 0, 0))
+        self.failed += 1
 
     def _paid_line(self, request: dict[str, Any], unique: str, ending: str) -> dict[str, Any]:
         custom_id: str = request["custom_id"]
@@ -123,7 +147,7 @@ class Work:
         rules = self.plan.struck(custom_id)
         error = error_of(rules)
         if error is not None:
-            self.error.write(http_error_line(unique, custom_id, error))
+            self._refuse(unique, custom_id, error)
             self.bill.append((self.batch_no, custom_id, error.status, 0, 0, 0, 0))
             self.failed += 1
             return
@@ -132,3 +156,13 @@ class Work:
             return
         for into_errors, raw in damaged(line, damages_of(rules)):
             (self.error if into_errors else self.output).write(raw)
+
+    def _refuse(self, unique: str, custom_id: str, error: LineError) -> None:
+        """Write the line of a refused request: as OpenAI does, or in one of three ways."""
+        way = number_of(custom_id) % 3 if self.three_error_lines else 0
+        if way == 0:
+            self.error.write(http_error_line(unique, custom_id, error))
+        elif way == 1:
+            self.error.write(top_error_line(unique, custom_id, error))
+        else:
+            self.output.write(bare_error_line(unique, custom_id, error))

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from include.simulator.api_error import ApiError
 from include.simulator.batch_runner import BatchRunner, limit_message
+from include.simulator.dialects import Dialect
 from include.simulator.fault_book import FaultBook, trait, traits_text
 from include.simulator.faults import (
     BatchLost,
@@ -68,6 +69,8 @@ class BatchesApi:
 
     def browse(self, request: Request) -> Response:
         """List batches, newest first."""
+        if self._settings.dialect.page is not None:
+            return self._whole_list(request, self._settings.dialect.page)
         limit = page_size(request, 20, 100)
         after = request.query_params.get("after")
         below = self._find(after).no if after else None
@@ -80,6 +83,17 @@ class BatchesApi:
                 break
             below = found[-1].no
         return JSONResponse(page(shown, limit))
+
+    def _whole_list(self, request: Request, size: int) -> Response:
+        """List batches as servers do that have no limit, no end mark and an order of their own."""
+        hidden = self._hidden_after()
+        found = [b for b in self._store.batches() if b.created_at <= hidden and not self._lost(b)]
+        if self._settings.dialect.oldest_first:
+            found.reverse()
+        after = request.query_params.get("after")
+        ids = [batch.id for batch in found]
+        start = ids.index(after) + 1 if after in ids else 0
+        return JSONResponse({"data": [self._view(b) for b in found[start : start + size]]})
 
     def retrieve(self, request: Request) -> Response:
         """Describe one batch."""
@@ -95,7 +109,7 @@ class BatchesApi:
         return JSONResponse(self._view(self._store.batch_no(batch.no)))
 
     def _create(self, wanted: dict[str, Any]) -> Response:
-        columns = _columns(wanted)
+        columns = _columns(wanted, self._settings.dialect)
         with self._creating:
             self._check_rate()
             file = self._input_file(columns["input_file_id"])
@@ -111,6 +125,8 @@ class BatchesApi:
 
     def _add(self, columns: dict[str, Any], traits: list[Fault]) -> BatchRecord:
         identity = "batch_" + secrets.token_hex(16)
+        if self._settings.dialect.long_ids:
+            identity = long_id("batch_")
         for rule in traits:
             if isinstance(rule, LongIds):
                 self._faults.fired(rule.id)
@@ -161,7 +177,7 @@ class BatchesApi:
         model = first_model(path)
         tokens = file.input_tokens
         if tokens is None:
-            tokens = check_requests(path, endpoint, self._settings.limits).input_tokens
+            tokens = check_requests(path, endpoint, self._settings).input_tokens
             self._store.remember_size(file, tokens=tokens, model=model)
         for rule in rules:
             over = self._store.enqueued(model) + tokens > rule.enqueued_tokens
@@ -196,7 +212,7 @@ class BatchesApi:
         view = batch.view(time.time(), self._runner.seconds_of_work(batch))
         if len(batch.traits) > 2:
             self._distort(batch, view)
-        return view
+        return self._settings.dialect.shown(view)
 
     def _distort(self, batch: BatchRecord, view: dict[str, Any]) -> None:
         lie = trait(batch, CountsLie)
@@ -234,24 +250,31 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     return wanted
 
 
-def _columns(wanted: dict[str, Any]) -> dict[str, Any]:
+def _columns(wanted: dict[str, Any], dialect: Dialect) -> dict[str, Any]:
     for name in ("input_file_id", "endpoint", "completion_window"):
         if not isinstance(wanted.get(name), str):
             message = f"Missing required parameter: '{name}'."
             raise ApiError(400, message, code="missing_required_parameter", param=name)
-    if wanted["endpoint"] not in ENDPOINTS:
+    endpoint = dialect.endpoint(wanted["endpoint"])
+    if endpoint not in ENDPOINTS:
         raise _invalid("endpoint", f"one of {', '.join(sorted(ENDPOINTS))}")
     if wanted["completion_window"] != "24h":
         raise _invalid("completion_window", "'24h'")
     _check_metadata(wanted.get("metadata"))
     policy = wanted.get("output_expires_after")
+    if policy and not dialect.takes_expiry:
+        raise ApiError(422, "Extra inputs are not permitted: output_expires_after")
     return {
         "input_file_id": wanted["input_file_id"],
-        "endpoint": wanted["endpoint"],
+        "endpoint": endpoint,
         "completion_window": "24h",
         "metadata": orjson.dumps(wanted["metadata"]).decode() if wanted.get("metadata") else None,
-        "output_seconds": expiry_seconds(policy, "output_expires_after") if policy else None,
+        "output_seconds": _lifetime(policy, dialect) if policy else None,
     }
+
+
+def _lifetime(policy: Any, dialect: Dialect) -> int:
+    return expiry_seconds(policy, "output_expires_after", dialect.shortest_expiry)
 
 
 def _invalid(name: str, expected: str) -> ApiError:

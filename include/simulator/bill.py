@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -46,12 +46,13 @@ def batched(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
 class Bill:
     """Reads the bill out of the store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, deployments: Mapping[str, str] | None = None) -> None:
         self._store = store
+        self._models = deployments or {}
 
     def total(self) -> dict[str, Any]:
         """All batches together and each by itself; costs are decimal texts in US dollars."""
-        by_batch = [_batch_bill(batch) for batch in reversed(self._store.batches())]
+        by_batch = [self._batch_bill(batch) for batch in reversed(self._store.batches())]
         costs = [Decimal(one["cost_usd"]) for one in by_batch if one["cost_usd"] is not None]
         return {
             "batches": len(by_batch),
@@ -86,7 +87,7 @@ class Bill:
         for row in self._store.stream(sql, (batch.no,)):
             line = dict(zip(row.keys(), tuple(row), strict=True))
             paid = cost(
-                batch.model,
+                self._model(batch),
                 fresh=line["input_tokens"] - line["cached_tokens"],
                 cached=line["cached_tokens"],
                 output=line["output_tokens"],
@@ -94,24 +95,27 @@ class Bill:
             text = None if paid is None else f"{paid:f}"
             yield orjson.dumps({**line, **shared, "cost_usd": text}) + b"\n"
 
+    def _model(self, batch: BatchRecord) -> str | None:
+        """The model behind a deployment's name."""
+        return self._models.get(batch.model or "", batch.model or "") or None
 
-def _batch_bill(batch: BatchRecord) -> dict[str, Any]:
-    paid = cost(
-        batch.model,
-        fresh=batch.input_tokens - batch.cached_tokens,
-        cached=batch.cached_tokens,
-        output=batch.output_tokens,
-    )
-    if batch.billed == 0:
-        paid = Decimal(0)
-    return {
-        "batch_id": batch.id,
-        "status": batch.status,
-        "metadata": batch.tags,
-        "model": batch.model,
-        "endpoint": batch.endpoint,
-        "requests": batch.billed,
-        "error_lines": batch.error_lines,
-        **{kind: getattr(batch, kind) for kind in KINDS},
-        "cost_usd": None if paid is None else f"{paid:f}",
-    }
+    def _batch_bill(self, batch: BatchRecord) -> dict[str, Any]:
+        paid = cost(
+            self._model(batch),
+            fresh=batch.input_tokens - batch.cached_tokens,
+            cached=batch.cached_tokens,
+            output=batch.output_tokens,
+        )
+        if batch.billed == 0:
+            paid = Decimal(0)
+        return {
+            "batch_id": batch.id,
+            "status": batch.status,
+            "metadata": batch.tags,
+            "model": batch.model,
+            "endpoint": batch.endpoint,
+            "requests": batch.billed,
+            "error_lines": batch.error_lines,
+            **{kind: getattr(batch, kind) for kind in KINDS},
+            "cost_usd": None if paid is None else f"{paid:f}",
+        }

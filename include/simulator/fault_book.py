@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from include.simulator.faults import (
     CallRule,
     Fault,
     Rule,
+    Stuck,
 )
 from include.simulator.records import BatchRecord
 from include.simulator.store import Store
@@ -149,8 +152,20 @@ class FaultBook:
                 (seen, fired, chosen, entry.rule.id),
             )
 
+    def release(self) -> int:
+        """Take `stuck` away from the batches that have it, and return how many there were."""
+        with self._store.transaction() as db:
+            held = [one for one in self._store.batches() if one.next_at and trait(one, Stuck)]
+            for batch in held:
+                left = [rule for rule in traits_of(batch) if not isinstance(rule, Stuck)]
+                db.execute(
+                    "UPDATE batch SET traits = ?, next_at = min(next_at, ?) WHERE no = ?",
+                    (traits_text(left), time.time(), batch.no),
+                )
+        return len(held)
 
-def traits_text(rules: list[Fault]) -> str:
+
+def traits_text(rules: Sequence[Fault]) -> str:
     """The rules chosen for a batch, as the store keeps them."""
     return orjson.dumps([rule.model_dump(mode="json") for rule in rules]).decode()
 

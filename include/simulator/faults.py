@@ -353,6 +353,6 @@ RULE: TypeAdapter[Fault] = TypeAdapter(AnyFault)
 DEMO: list[dict[str, Any]] = [
     {"fault": "line_error", "status": 500, "fraction": 0.008, "first_times": 1},
     {"fault": "line_error", "status": 429, "fraction": 0.007, "first_times": 1, "seed": 1},
-    {"fault": "line_error", "status": 400, "fraction": 0.004, "seed": 2},
+    {"fault": "line_error", "status": 400, "fraction": 0.004, "seed": 5},
     {"fault": "expire", "fraction": 0.7, "nth": 2, "every": 9},
 ]

@@ -10,6 +10,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from include.simulator.api_error import ApiError
+from include.simulator.dialects import Dialect
 from include.simulator.records import FileRecord
 from include.simulator.settings import Settings
 from include.simulator.store import INPUT_LIFETIME, Store
@@ -43,13 +44,14 @@ class FilesApi:
             with path.open("wb", buffering=1 << 20) as target:
                 upload = Upload(target, self._settings.limits.bytes_per_file)
                 await upload.receive(request)
-            lifetime = _lifetime(upload)
+            lifetime = _lifetime(upload, self._settings.dialect)
             record = await run_in_threadpool(
                 self._store.add_file,
                 path,
                 filename=upload.filename or "file",
                 purpose=upload.fields["purpose"],
                 lifetime=lifetime,
+                long=self._settings.dialect.long_ids,
             )
         finally:
             path.unlink(missing_ok=True)
@@ -106,7 +108,7 @@ def page(items: list[dict[str, Any]], limit: int) -> dict[str, Any]:
     return {"object": "list", "data": shown, **ends, "has_more": len(items) > limit}
 
 
-def _lifetime(upload: Upload) -> int | None:
+def _lifetime(upload: Upload, dialect: Dialect) -> int | None:
     purpose = upload.fields.get("purpose")
     if upload.filename is None:
         raise ApiError(400, "'file' is a required property", param="file")
@@ -116,17 +118,20 @@ def _lifetime(upload: Upload) -> int | None:
     anchor = upload.fields.get("expires_after[anchor]")
     if seconds is None and anchor is None:
         return INPUT_LIFETIME if purpose == "batch" else None
-    return expiry_seconds({"anchor": anchor, "seconds": seconds}, "expires_after")
+    if not dialect.takes_expiry:
+        raise ApiError(422, "Extra inputs are not permitted: expires_after")
+    policy = {"anchor": anchor, "seconds": seconds}
+    return expiry_seconds(policy, "expires_after", dialect.shortest_expiry)
 
 
-def expiry_seconds(value: Any, name: str) -> int:
+def expiry_seconds(value: Any, name: str, shortest: int = SHORTEST) -> int:
     """The seconds of an expiry policy; raises `ApiError` when it is not one."""
     policy = value if isinstance(value, dict) else {}
     seconds = str(policy.get("seconds"))
     number = int(seconds) if seconds.isdecimal() else 0
     if policy.get("anchor") != "created_at":
         raise ApiError(400, f"Invalid '{name}.anchor'.", param=f"{name}.anchor")
-    if not SHORTEST <= number <= LONGEST:
-        message = f"Invalid '{name}.seconds': expected {SHORTEST} to {LONGEST}."
+    if not shortest <= number <= LONGEST:
+        message = f"Invalid '{name}.seconds': expected {shortest} to {LONGEST}."
         raise ApiError(400, message, param=f"{name}.seconds")
     return number

@@ -17,6 +17,7 @@ from include.simulator.faults import (
     LineRule,
     number_of,
 )
+from include.simulator.refusals import Refusal
 
 ERRORS: dict[int, tuple[str, str, str]] = {
     400: ("invalid_request_error", "invalid_value", "The request could not be processed."),
@@ -91,11 +92,38 @@ def is_dropped(rules: list[LineRule]) -> bool:
 
 def http_error_line(unique: str, custom_id: str, rule: LineError) -> bytes:
     """A refused request, as the API writes it: the error in the body, none at the top."""
-    kind, code, message = ERRORS.get(rule.status, ERRORS[400 if rule.status < 500 else 500])
-    body = {"message": message, "type": kind, "param": None, "code": rule.code or code}
-    response = {"status_code": rule.status, "request_id": unique, "body": {"error": body}}
+    return _error_line(unique, custom_id, rule.status, _error_object(rule))
+
+
+def refused_line(unique: str, custom_id: str, refused: Refusal) -> bytes:
+    """A request that the endpoint refuses for what is in it."""
+    kind, _, _ = ERRORS[400]
+    body = {"message": refused.message, "type": kind, "param": refused.param, "code": refused.code}
+    return _error_line(unique, custom_id, 400, body)
+
+
+def _error_line(unique: str, custom_id: str, status: int, body: dict[str, Any]) -> bytes:
+    response = {"status_code": status, "request_id": unique, "body": {"error": body}}
     line = {"id": f"batch_req_{unique}", "custom_id": custom_id, "response": response}
     return orjson.dumps({**line, "error": None})
+
+
+def top_error_line(unique: str, custom_id: str, rule: LineError) -> bytes:
+    """A refused request as the published schema has it: an error at the top, no response."""
+    line = {"id": f"batch_req_{unique}", "custom_id": custom_id, "response": None}
+    return orjson.dumps({**line, "error": _error_object(rule)})
+
+
+def bare_error_line(unique: str, custom_id: str, rule: LineError) -> bytes:
+    """A refused request as other servers write it: a status without body, a code as a number."""
+    line = {"id": unique, "custom_id": custom_id, "response": {"status_code": rule.status}}
+    error = {**_error_object(rule), "object": "error", "code": rule.status}
+    return orjson.dumps({**line, "error": error})
+
+
+def _error_object(rule: LineError) -> dict[str, Any]:
+    kind, code, message = ERRORS.get(rule.status, ERRORS[400 if rule.status < 500 else 500])
+    return {"message": message, "type": kind, "param": None, "code": rule.code or code}
 
 
 def unanswered_line(unique: str, custom_id: str, code: str) -> bytes:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from include.simulator.dialects import DIALECTS, OPENAI
+
 ROOT = Path(__file__).resolve().parents[2]
 READY = "simulator ready on "
 PATIENCE = 30.0
@@ -36,6 +38,7 @@ class Simulator:
         self.url = ""
         self._options = options
         self._port = 0
+        self._root = ""
         self._process: subprocess.Popen[str] | None = None
 
     @classmethod
@@ -43,7 +46,8 @@ class Simulator:
         """Start on a free port and wait until it answers.
 
         Options are those of the command line with underscores: `seconds_in_progress=0.1`,
-        `instant=True`, `demo_faults=True`, `port=8765`. `faults` may be a list of rules.
+        `instant=True`, `demo_faults=True`, `port=8765`, `profile="azure"`. `faults` may be a list
+        of rules.
         Raises `SimulatorError` when it is not ready within 30 seconds.
         """
         rules = options.pop("faults", None)
@@ -56,13 +60,14 @@ class Simulator:
         port = options.pop("port", 0)
         simulator = cls(folder, _command_line({**options, "faults": rules}))
         simulator._port = port
+        simulator._root = DIALECTS[options.get("profile", OPENAI.name)].root
         simulator._launch()
         return simulator
 
     @property
     def base_url(self) -> str:
         """The address for an OpenAI client."""
-        return f"{self.url}/v1"
+        return f"{self.url}{self._root}/v1"
 
     @property
     def pid(self) -> int:
@@ -120,6 +125,10 @@ class Simulator:
     def clear_faults(self) -> None:
         """Forget all fault rules."""
         self.admin("DELETE", "/_sim/faults")
+
+    def release(self) -> int:
+        """Let every batch go on that a fault holds, and return how many there were."""
+        return int(self.admin("POST", "/_sim/release"))
 
     def admin(self, method: str, path: str, body: Any = None) -> Any:
         """One admin call; raises `SimulatorError` with the server's message when refused."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 DAY = 86_400
-
-Purpose = Literal["batch", "batch_output"]
 
 
 @dataclass(frozen=True)

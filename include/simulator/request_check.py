@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import orjson
 
 from include.simulator.prompts import input_texts, read_prompt
-from include.simulator.settings import Limits
+from include.simulator.settings import Limits, Settings
 
 ENDPOINTS = frozenset(
     {
@@ -32,6 +33,8 @@ class Check:
     """What one pass over an input file found."""
 
     endpoint: str
+    urls: tuple[str, ...]
+    deployments: Mapping[str, str] = field(default_factory=dict)
     requests: int = 0
     embedding_inputs: int = 0
     input_tokens: int = 0
@@ -45,9 +48,10 @@ class Check:
             self.errors.append(wrong)
 
 
-def check_requests(path: Path, endpoint: str, limits: Limits) -> Check:
+def check_requests(path: Path, endpoint: str, settings: Settings) -> Check:
     """Read the input file once, line by line; nothing but the ids is kept in memory."""
-    check = Check(endpoint)
+    check = Check(endpoint, settings.dialect.urls(endpoint), settings.deployments)
+    limits = settings.limits
     if path.stat().st_size > limits.bytes_per_batch:
         most = f"{limits.bytes_per_batch:,} bytes"
         check.error("file_too_large", f"The input file is larger than {most}.")
@@ -101,7 +105,7 @@ def _check_line(check: Check, raw: bytes, number: int, seen: set[str]) -> None:
         seen.add(custom_id)
     if line.get("method") != "POST":
         check.error("invalid_method", "The method of a line has to be POST.", number, "method")
-    if line.get("url") != check.endpoint:
+    if line.get("url") not in check.urls:
         message = "The url of this line is not the endpoint of the batch."
         check.error("mismatched_url", message, number, "url")
     if isinstance(body, dict):
@@ -122,7 +126,8 @@ def _check_body(check: Check, body: dict[str, Any], number: int) -> None:
         return
     if check.model is None:
         check.model = model
-        if model.startswith(UNKNOWN_MODEL):
+        is_missing = bool(check.deployments) and model not in check.deployments
+        if is_missing or model.startswith(UNKNOWN_MODEL):
             message = "The provided model does not exist or is not supported by the Batch API."
             check.error("model_not_found", message, number, "body.model")
     elif model != check.model:

@@ -15,6 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from include.simulator.admin import Admin
@@ -33,28 +34,56 @@ FLUSH_SECONDS = 0.1
 REFUSED_KEY = b"wrong"
 
 
-class KeyCheck:
-    """ASGI middleware: the public API wants a bearer key, any but those that begin with "wrong"."""
+class Rooted:
+    """ASGI middleware: the public API is below another path, as `/openai/v1`, and only there."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, root: str) -> None:
         self._app = app
+        self._root = root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the call on without the root."""
+        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            await show_nowhere(scope)(scope, receive, send)
+            return
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path.startswith(f"{self._root}/v1/"):
+            scope = {**scope, "path": path.removeprefix(self._root)}
+        await self._app(scope, receive, send)
+
+
+def show_nowhere(scope: Scope) -> JSONResponse:
+    """The answer to a path that the server does not have."""
+    message = f"Resource not found: {scope['path']}"
+    return ApiError(404, message, code="404").response()
+
+
+class KeyCheck:
+    """ASGI middleware: the public API wants a bearer key.
+
+    Taken is `accepted`, or any key but those that begin with "wrong" when there is none.
+    """
+
+    def __init__(self, app: ASGIApp, accepted: str | None = None) -> None:
+        self._app = app
+        self._accepted = None if accepted is None else accepted.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse with 401 or pass on."""
         if scope["type"] == "http" and scope["path"].startswith("/v1/"):
-            refusal = _refusal(dict(scope["headers"]))
+            refusal = _refusal(dict(scope["headers"]), self._accepted)
             if refusal is not None:
                 await refusal.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _refusal(headers: dict[bytes, bytes]) -> ApiError | None:
+def _refusal(headers: dict[bytes, bytes], accepted: bytes | None) -> ApiError | None:
     given = headers.get(b"authorization", b"")
     key = given[7:].strip() if given[:7].lower() == b"bearer " else headers.get(b"api-key", b"")
     if not key:
         return ApiError(401, "You didn't provide an API key.")
-    if key.startswith(REFUSED_KEY):
+    if key.startswith(REFUSED_KEY) or accepted not in (None, key):
         return ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
     return None
 
@@ -62,7 +91,7 @@ def _refusal(headers: dict[bytes, bytes]) -> ApiError | None:
 def build(settings: Settings, store: Store, faults: FaultBook) -> ASGIApp:
     """The whole ASGI application over a store; it starts and stops its own threads."""
     runner = BatchRunner(settings, store, faults)
-    admin = Admin(store, faults)
+    admin = Admin(store, faults, settings.deployments)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -89,8 +118,9 @@ def build(settings: Settings, store: Store, faults: FaultBook) -> ASGIApp:
         },
         lifespan=lifespan,
     )
-    journal = admin.journal = Journal(CallFaults(KeyCheck(api), faults), store)
-    return journal
+    journal = admin.journal = Journal(CallFaults(KeyCheck(api, settings.key), faults), store)
+    root = settings.dialect.root
+    return Rooted(journal, root) if root else journal
 
 
 async def _flush(journal: Journal) -> None:

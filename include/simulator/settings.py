@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from include.simulator.dialects import OPENAI, Dialect
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,6 @@ class Settings:
     workers: int = 1
     cache_from_tokens: int = 1024
     keep_order: bool = False
+    key: str | None = None  #: the only API key that is taken; None: any but those of KeyCheck
+    dialect: Dialect = OPENAI
+    deployments: Mapping[str, str] = field(default_factory=dict)  #: own name -> model
