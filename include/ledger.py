@@ -8,7 +8,7 @@ writes a line of history, so that the way of every batch can be told afterwards.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, timedelta
 from decimal import Decimal
 from typing import Any
@@ -21,6 +21,7 @@ from include import ledger_queries as queries
 from include import ledger_tables as tables
 from include.errors import ConfigurationError
 from include.ledger_records import (
+    AT_REST,
     Batch,
     BatchState,
     Claim,
@@ -32,6 +33,7 @@ from include.ledger_records import (
     digest,
     now,
 )
+from include.rival_runs import check_not_overtaken
 
 
 class Ledger:
@@ -56,17 +58,24 @@ class Ledger:
         mode: str,
         dag_id: str,
         dag_run_id: str,
+        begin: Callable[[Connection, str], None] | None = None,
     ) -> Run:
         """Return the open run of this partition and spec, or begin the next generation.
 
+        An open run goes on with the limits, budget and alert that `spec` has now. A closed one is
+        opened again while its artifacts are there: what it has paid for is not paid twice.
+
         Two Airflow runs over one partition share one run here, so all that they do is the same
-        work with the same ids.
+        work with the same ids. `begin` gets the id of a run that begins, in its transaction: what
+        it does happens with the run or, when it raises, neither does.
         """
         with ledger_database.writing(self.engine) as connection:
             ledger_database.exclusive(connection)
             last = queries.last_run(connection, partition, spec_digest, mode)
-            if last is not None and last.state == RunState.OPEN:
-                return last
+            if last is not None and _goes_on(connection, last):
+                queries.reopen(connection, last)
+                queries.take_part(connection, last.run_id, dag_id, dag_run_id)
+                return self._joined(connection, last, spec)
             generation = 1 if last is None else last.generation + 1
             run_id = digest(
                 partition.job,
@@ -92,7 +101,10 @@ class Ledger:
                     created_at=now(),
                 )
             )
+            queries.take_part(connection, run_id, dag_id, dag_run_id)
             queries.note(connection, run_id, None, None, RunState.OPEN, f"generation {generation}")
+            if begin is not None:
+                begin(connection, run_id)
             return queries.run(connection, run_id)
 
     def last_run(self, partition: Partition, *, spec_digest: str, mode: str) -> Run | None:
@@ -133,9 +145,20 @@ class Ledger:
     def count_run(self, run_id: str, **values: Any) -> None:
         """Set counts and money of an open run (`reused`, `rejected`, `estimate_usd`, …)."""
         with ledger_database.writing(self.engine) as connection:
-            connection.execute(
-                sa.update(tables.run).where(tables.run.c.run_id == run_id).values(**values)
-            )
+            queries.count(connection, run_id, values)
+
+    def count_first(self, run_id: str, **values: Any) -> bool:
+        """Set what a build of round 1 has counted; False when another build has been faster.
+
+        Then the run has the counts of the files that are sent, and keeps them.
+        """
+        with ledger_database.writing(self.engine) as connection:
+            ledger_database.exclusive(connection)
+            is_open = queries.run(connection, run_id).state == RunState.OPEN
+            if not is_open or queries.round_of(connection, run_id, 1) is not None:
+                return False
+            queries.count(connection, run_id, values)
+            return True
 
     def finish_run(self, run_id: str, **values: Any) -> bool:
         """Move a run from OPEN to DONE; False when it is DONE already."""
@@ -149,13 +172,59 @@ class Ledger:
                 queries.note(connection, run_id, None, RunState.OPEN, RunState.DONE)
             return bool(changed)
 
-    # Rounds
+    def close_run(
+        self,
+        run_id: str,
+        *,
+        end: Callable[[Connection], dict[str, int]] = lambda _connection: {},
+        **values: Any,
+    ) -> bool:
+        """Move a run from OPEN to CLOSED, with its counts and money; False when it is not OPEN.
 
-    def build_round(self, run_id: str, number: int, batches: Sequence[NewBatch]) -> list[Batch]:
-        """Record a round with its request files, or return those that are recorded already."""
+        `end` returns more counts: what it does happens with the closing or, when it raises,
+        neither does. Raises `ConfigurationError` when one of its batches is not collected, or may
+        be made.
+        """
         with ledger_database.writing(self.engine) as connection:
             ledger_database.exclusive(connection)
+            for one in queries.batches(connection, run_id):
+                if one.state not in AT_REST:
+                    raise ConfigurationError(
+                        f"{one} is {one.state}: its run cannot be closed before it is collected."
+                    )
+            is_open = (tables.run.c.run_id == run_id, tables.run.c.state == RunState.OPEN)
+            change = sa.update(tables.run).where(*is_open)
+            state = {"state": RunState.CLOSED, "done_at": now()}
+            if not connection.execute(change.values(**state, **values)).rowcount:
+                return False
+            counts = end(connection)
+            if counts:
+                ours = tables.run.c.run_id == run_id
+                connection.execute(sa.update(tables.run).where(ours).values(**counts))
+            queries.note(connection, run_id, None, RunState.OPEN, RunState.CLOSED)
+            return True
+
+    # Rounds
+
+    def build_round(
+        self,
+        run_id: str,
+        number: int,
+        batches: Sequence[NewBatch],
+        *,
+        check: Callable[[Connection], None] | None = None,
+    ) -> list[Batch]:
+        """Record a round with its request files, or return those that are recorded already.
+
+        A new round is recorded only if `check` does not raise: it looks at the ledger under the
+        same lock, so what it has seen is still true when the round is there.
+        """
+        with ledger_database.writing(self.engine) as connection:
+            ledger_database.exclusive(connection)
+            queries.check_not_closed(connection, run_id)
             if queries.round_of(connection, run_id, number) is None:
+                if check is not None:
+                    check(connection)
                 connection.execute(
                     sa.insert(tables.round_).values(
                         run_id=run_id,
@@ -222,20 +291,6 @@ class Ledger:
             row = connection.execute(query).mappings().first()
             return None if row is None else Batch(**row)
 
-    def in_flight(self, dag_id: str, dag_run_id: str) -> list[Batch]:
-        """Return the batches of one Airflow run that the API still works on."""
-        query = (
-            sa.select(tables.batch)
-            .join(tables.run)
-            .where(
-                tables.run.c.dag_id == dag_id,
-                tables.run.c.dag_run_id == dag_run_id,
-                tables.batch.c.state == BatchState.SUBMITTED,
-            )
-        )
-        with ledger_database.reading(self.engine) as connection:
-            return [Batch(**row) for row in connection.execute(query).mappings()]
-
     def claim(
         self, submission_id: str, *, owner: str, lease: timedelta, enqueued_tokens: int | None
     ) -> Claim | None:
@@ -243,11 +298,14 @@ class Ledger:
 
         A claim whose holder has been silent for `lease` is taken over. With `enqueued_tokens`,
         a batch that would exceed this limit of its connection and model has to wait, and the
-        shards of a round go in order.
+        shards of a round go in order. Raises `ConfigurationError` when its run is closed, or when
+        another run has loaded its rows meanwhile.
         """
         with ledger_database.writing(self.engine) as connection:
             ledger_database.exclusive(connection)
             batch = queries.batch(connection, submission_id)
+            queries.check_not_closed(connection, batch.run_id)
+            check_not_overtaken(connection, batch)
             silent_since = now() - lease
             was_claimed = batch.state == BatchState.SUBMITTING
             if was_claimed and batch.intent_at is not None and batch.intent_at > silent_since:
@@ -268,6 +326,25 @@ class Ledger:
             if not is_ours:
                 return None
             return Claim(queries.batch(connection, submission_id), is_takeover=was_claimed)
+
+    def uploaded(self, claim: Batch, file_id: str) -> bool:
+        """Record the file that the batch will be created from; False when it was taken over.
+
+        It is kept after the batch names another one: a batch made from it may be listed late.
+        """
+        with ledger_database.writing(self.engine) as connection:
+            is_ours = self._hold(connection, claim, intent_at=now(), file_id=file_id)
+            if is_ours:
+                queries.keep_input_file(connection, claim.submission_id, file_id)
+            return is_ours
+
+    def input_files(self, submission_ids: Sequence[str]) -> dict[str, str]:
+        """Return the submission of each file that was ever uploaded for one of these."""
+        table = tables.input_file
+        query = sa.select(table).where(table.c.submission_id.in_(submission_ids))
+        with ledger_database.reading(self.engine) as connection:
+            found = connection.execute(query).mappings()
+            return {row["file_id"]: row["submission_id"] for row in found}
 
     def still_ours(self, claim: Batch, **values: Any) -> bool:
         """Say that the holder is alive, and record `values` (`file_id`); False when taken over."""
@@ -295,18 +372,21 @@ class Ledger:
 
     def _touch(self, claim: Batch, **values: Any) -> bool:
         """Record `values` while the claim is held; no change of state, so no line of history."""
-        columns = tables.batch.c
         with ledger_database.writing(self.engine) as connection:
-            changed = connection.execute(
-                sa.update(tables.batch)
-                .where(
-                    columns.submission_id == claim.submission_id,
-                    columns.state == BatchState.SUBMITTING,
-                    columns.epoch == claim.epoch,
-                )
-                .values(**values)
-            ).rowcount
-            return bool(changed)
+            return self._hold(connection, claim, **values)
+
+    def _hold(self, connection: Connection, claim: Batch, **values: Any) -> bool:
+        columns = tables.batch.c
+        changed = connection.execute(
+            sa.update(tables.batch)
+            .where(
+                columns.submission_id == claim.submission_id,
+                columns.state == BatchState.SUBMITTING,
+                columns.epoch == claim.epoch,
+            )
+            .values(**values)
+        ).rowcount
+        return bool(changed)
 
     def requeue(self, batch: Batch) -> bool:
         """Move a batch that only hit the token limit back to PREPARED, to be created again.
@@ -445,6 +525,17 @@ class Ledger:
 
     # Inside a transaction
 
+    def _joined(self, connection: Connection, run: Run, spec: str) -> Run:
+        """Take over what of the spec does not shape requests: limits, rounds, budget, alert."""
+        if run.spec == spec:
+            return run
+        connection.execute(
+            sa.update(tables.run).where(tables.run.c.run_id == run.run_id).values(spec=spec)
+        )
+        changed = "limits, rounds, canary, budget or alert of the job have changed"
+        queries.note(connection, run.run_id, None, RunState.OPEN, RunState.OPEN, changed)
+        return queries.run(connection, run.run_id)
+
     def _prepare(self, connection: Connection, new: NewBatch) -> None:
         known = connection.execute(
             sa.select(tables.batch.c.state).where(tables.batch.c.submission_id == new.submission_id)
@@ -482,3 +573,12 @@ class Ledger:
             was = from_states[0] if len(from_states) == 1 else batch.state
             queries.note(connection, batch.run_id, batch.submission_id, was, to, detail)
         return bool(changed)
+
+
+def _goes_on(connection: Connection, run: Run) -> bool:
+    if run.state == RunState.CLOSED:
+        # One that has sent nothing has nothing to keep: what it would send may be loaded by now.
+        batches = queries.batches(connection, run.run_id)
+        has_sent = any(one.state == BatchState.COLLECTED for one in batches)
+        return has_sent and run.artifacts_deleted_at is None
+    return run.state == RunState.OPEN

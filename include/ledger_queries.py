@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from include import ledger_tables as tables
 from include.errors import ConfigurationError
-from include.ledger_records import Batch, BatchState, Partition, Round, Run, now
+from include.ledger_records import Batch, BatchState, Partition, Round, Run, RunState, now
 
 
 def last_run(
@@ -41,6 +44,44 @@ def run(connection: Connection, run_id: str) -> Run:
             "began with?"
         )
     return Run(**row)
+
+
+def count(connection: Connection, run_id: str, values: Mapping[str, Any]) -> None:
+    """Set counts and money of a run."""
+    connection.execute(sa.update(tables.run).where(tables.run.c.run_id == run_id).values(**values))
+
+
+def check_not_closed(connection: Connection, run_id: str) -> None:
+    """Raise `ConfigurationError` when a person has closed the run: nothing of it is sent."""
+    found = run(connection, run_id)
+    if found.state == RunState.CLOSED:
+        raise ConfigurationError(
+            f"{found} is closed: nothing of it is sent or loaded. To go on with it, clear its "
+            "Airflow run from extract on, with the job as it was then."
+        )
+
+
+def reopen(connection: Connection, closed: Run) -> None:
+    """Open a closed run again; one that is open stays as it is."""
+    columns = tables.run.c
+    values = {"state": RunState.OPEN, "done_at": None, "cost_usd": None, "realtime_usd": None}
+    changed = connection.execute(
+        sa.update(tables.run)
+        .where(columns.run_id == closed.run_id, columns.state == RunState.CLOSED)
+        .values(**values)
+    ).rowcount
+    if changed:
+        note(connection, closed.run_id, None, RunState.CLOSED, RunState.OPEN, "goes on")
+
+
+def take_part(connection: Connection, run_id: str, dag_id: str, dag_run_id: str) -> None:
+    """Record that an Airflow run works on a run, whether it is new, joins or was cleared."""
+    columns = tables.participant.c
+    who = {"run_id": run_id, "dag_id": dag_id, "dag_run_id": dag_run_id}
+    is_known = sa.and_(*(columns[name] == value for name, value in who.items()))
+    again = sa.update(tables.participant).where(is_known).values(has_left=False)
+    if not connection.execute(again).rowcount:
+        connection.execute(sa.insert(tables.participant).values(**who))
 
 
 def round_of(connection: Connection, run_id: str, number: int) -> Round | None:
@@ -115,3 +156,15 @@ def note(
             detail=detail,
         )
     )
+
+
+def keep_input_file(connection: Connection, submission_id: str, file_id: str) -> None:
+    """Remember an uploaded file; a server may give a file of the same content the same id."""
+    table = tables.input_file
+    is_known = sa.select(table.c.file_id).where(
+        table.c.submission_id == submission_id, table.c.file_id == file_id
+    )
+    if connection.execute(is_known).first() is None:
+        connection.execute(
+            sa.insert(table).values(submission_id=submission_id, file_id=file_id, uploaded_at=now())
+        )

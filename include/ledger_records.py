@@ -14,6 +14,10 @@ class RunState(StrEnum):
 
     OPEN = "OPEN"  #: Work is left; whoever runs this partition again joins it.
     DONE = "DONE"  #: Every row has ended and has been loaded.
+    CLOSED = "CLOSED"  #: A person has ended it: nothing of it is sent or loaded any more.
+
+
+OVER = (RunState.DONE, RunState.CLOSED)  #: nobody works on it; what it has cost is known
 
 
 class BatchState(StrEnum):
@@ -37,6 +41,9 @@ EDGES = frozenset(
         (BatchState.ENDED, BatchState.COLLECTED),
     }
 )
+
+
+AT_REST = (BatchState.PREPARED, BatchState.COLLECTED)  #: nothing of it is at the API
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,16 @@ class Run:
     loaded: int
     failed: int
     rejected_file: str | None
+    shared: int
     estimate_usd: Decimal | None
+    estimate_low_usd: Decimal | None
+    estimate_upper_usd: Decimal | None
     cost_usd: Decimal | None
     realtime_usd: Decimal | None
     created_at: datetime
     done_at: datetime | None
+    artifacts_compressed_at: datetime | None = None
+    artifacts_deleted_at: datetime | None = None
 
     @property
     def directory(self) -> str:
@@ -104,6 +116,7 @@ class Batch:
     requests: int
     bytes: int
     input_tokens: int
+    estimate_usd: Decimal | None
     epoch: int
     owner: str | None
     first_intent_at: datetime | None
@@ -133,6 +146,9 @@ class Batch:
     cost_usd: Decimal | None
     realtime_usd: Decimal | None
     error: str | None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    files_deleted_at: datetime | None = None
 
     def __str__(self) -> str:
         name = self.batch_id or f"submission {self.submission_id}"
@@ -172,6 +188,7 @@ class NewBatch:
     requests: int
     bytes: int
     input_tokens: int
+    estimate_usd: Decimal | None = None
 
     @property
     def submission_id(self) -> str:

@@ -1,0 +1,124 @@
+"""Other open runs of a partition that ask the same: their rows would be paid for twice.
+
+A sample, a redrive, `force`, other SQL and another target each make a run of their own. What such a
+run has at the API is in no table yet, so another one would send the same requests beside it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from include import ledger_queries as queries
+from include import ledger_tables as tables
+from include.errors import ConfigurationError, PartitionBusyError
+from include.job_spec import JobSpec
+from include.ledger_records import Batch, BatchState, Run, RunState
+
+
+def check_alone(connection: Connection, run: Run) -> None:
+    """Raise while another run of the partition is at the same requests.
+
+    `PartitionBusyError` when an Airflow run goes on with it, so that it will end by itself, else
+    `ConfigurationError`. Under the ledger's lock, inside the transaction that records the round,
+    nothing can come between.
+    """
+    question = JobSpec.from_json(run.spec).question
+    for rival, is_attended in _at_work_beside(connection, run):
+        if JobSpec.from_json(rival.spec).question == question:
+            raise _busy(run, rival) if is_attended else _abandoned(run, rival)
+
+
+def _busy(run: Run, rival: Run) -> PartitionBusyError:
+    return PartitionBusyError(
+        f"{run}: waits for run {rival.run_id} of the same partition (mode {rival.mode}), which "
+        f"asks the same: see Airflow run {rival.dag_run_id} of {rival.dag_id}. What that one has "
+        "loaded is not sent again."
+    )
+
+
+def _abandoned(run: Run, rival: Run) -> ConfigurationError:
+    return ConfigurationError(
+        f"{run}: run {rival.run_id} of the same partition (mode {rival.mode}) is open and "
+        "asks the same: what it has at the API would be paid for twice. Nothing was "
+        "submitted, and no other Airflow run goes on with that one. Clear the Airflow run "
+        f"{rival.dag_run_id} of {rival.dag_id}, or end it by "
+        f"`python -m llm_batch close {rival.run_id}`; then clear this task."
+    )
+
+
+def check_not_overtaken(connection: Connection, batch: Batch) -> None:
+    """Raise `ConfigurationError` when another run has loaded what this file, never sent, asks.
+
+    Call it inside the transaction that claims the file.
+    """
+    run = queries.run(connection, batch.run_id)
+    built = queries.round_of(connection, batch.run_id, 1)
+    if batch.state != BatchState.PREPARED or built is None or batch.round > 1:
+        return
+    for other in _done_since(connection, run, built.built_at):
+        if JobSpec.from_json(other.spec).question == JobSpec.from_json(run.spec).question:
+            raise ConfigurationError(
+                f"{batch}: run {other.run_id} of the same partition asked the same and was loaded "
+                "after this file was written: to send it could pay for its rows twice. Nothing was "
+                f"sent. Say `python -m llm_batch close {run.run_id}`, and run the partition again: "
+                "it sends what is missing."
+            )
+
+
+def _done_since(connection: Connection, run: Run, moment: datetime) -> list[Run]:
+    own = tables.run.c
+    query = sa.select(tables.run).where(
+        own.job == run.job,
+        own.interval_start == run.interval_start,
+        own.interval_end == run.interval_end,
+        own.run_id != run.run_id,
+        own.state == RunState.DONE,
+        own.done_at > moment,
+    )
+    return [Run(**row) for row in connection.execute(query).mappings()]
+
+
+def _at_work_beside(connection: Connection, run: Run) -> list[tuple[Run, bool]]:
+    """Return other open runs of the partition that have sent something, or are about to.
+
+    With each goes whether an Airflow run goes on with it that does not work on `run` as well.
+    """
+    own, batch = tables.run.c, tables.batch.c
+    has_files = sa.exists().where(batch.run_id == own.run_id)
+    has_sent = sa.exists().where(batch.run_id == own.run_id, batch.state != BatchState.PREPARED)
+    query = (
+        sa.select(tables.run, _goes_on_without(run).label("is_attended"))
+        .where(
+            own.job == run.job,
+            own.interval_start == run.interval_start,
+            own.interval_end == run.interval_end,
+            own.run_id != run.run_id,
+            own.state == RunState.OPEN,
+            sa.or_(has_sent, sa.and_(has_files, _goes_on())),
+        )
+        .order_by(own.created_at)
+    )
+    return [_rival(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _rival(columns: dict[str, Any]) -> tuple[Run, bool]:
+    is_attended = bool(columns.pop("is_attended"))
+    return Run(**columns), is_attended
+
+
+def _goes_on() -> sa.Exists:
+    who = tables.participant.c
+    return sa.exists().where(who.run_id == tables.run.c.run_id, sa.not_(who.has_left))
+
+
+def _goes_on_without(run: Run) -> sa.Exists:
+    """A cleared Airflow run that has come to another run of ours is still on the list of both."""
+    who, here = tables.participant.c, tables.participant.alias("here").c
+    works_here = sa.exists().where(
+        here.run_id == run.run_id, here.dag_id == who.dag_id, here.dag_run_id == who.dag_run_id
+    )
+    return _goes_on().where(sa.not_(works_here))
