@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +13,8 @@ from pydantic import ValidationError
 
 from include.endpoints import ENDPOINTS
 from include.errors import JobSpecError
-from include.job_spec import JOB_NAME, Builder, JobSpec
+from include.job_code import source_digest
+from include.job_spec import JOB_NAME, RAW, Builder, JobSpec
 from include.job_yaml import (
     Document,
     Location,
@@ -24,14 +24,17 @@ from include.job_yaml import (
     parse_document,
     unknown_key,
 )
+from include.output_class import ClassError, class_schema
 from include.output_schema import schema_problems
 from include.prompt import PromptError, compile_prompt
+from include.strict_schema import strict_problems
 
 JOB_FILE = "job.yaml"
 BUILDER_FILE = "request.py"
+ROWS_FUNCTION = "rows(interval_start, interval_end) -> Iterator[dict]"
 SQL_PARAMETERS = ("interval_start", "interval_end")
 # What load_job fills in by itself; unknown keys when they stand in job.yaml.
-_OWN_KEYS = frozenset({"name", "sql_file", "prompt_file", "builder"})
+_OWN_KEYS = frozenset({"name", "sql_file", "prompt_file", "builder", "queue"})
 # The form in which SQLAlchemy's text() sees a parameter; `::` is a cast, `\:` a plain colon.
 _SQL_PARAMETER = re.compile(r"(?<![:\w\\]):(\w+)(?!:)")
 
@@ -72,8 +75,11 @@ def _checked(name: str, folder: Path, document: Document, problems: Problems) ->
             for key, part in document.data.items()}  # fmt: skip
     _refuse_own_keys(data, document, problems)
     _inline_sql(data.get("source"), folder, document, problems)
+    _inline_rows(data.get("source"), folder, document, problems)
     _inline_prompt(data.get("request"), folder, document, problems)
     _inline_schema(data.get("request"), folder, document, problems)
+    _inline_output(data.get("request"), folder, document, problems)
+    _check_strict(data.get("request"), document, problems)
     try:
         return JobSpec.model_validate({**data, "name": name})
     except ValidationError as error:
@@ -147,6 +153,15 @@ def _inline_sql(source: Any, folder: Path, document: Document, problems: Problem
             )
 
 
+def _inline_rows(source: Any, folder: Path, document: Document, problems: Problems) -> None:
+    """Pin the Python file that `source.rows` names."""
+    if not isinstance(source, dict) or not isinstance(source.get("rows"), str):
+        return
+    file, line = source["rows"], document.line(("source", "rows"))
+    unusable = {"file": file, "digest": "-"}  # reported once: validation goes on
+    source["rows"] = _python_file(folder, file, ROWS_FUNCTION, line, problems) or unusable
+
+
 def _inline_prompt(request: Any, folder: Path, document: Document, problems: Problems) -> None:
     if not isinstance(request, dict):
         return
@@ -155,7 +170,8 @@ def _inline_prompt(request: Any, folder: Path, document: Document, problems: Pro
     if has_builder and "prompt" in request:
         problems.add(JOB_FILE, line, f"request.prompt: {BUILDER_FILE} is there as well; keep one")
     elif has_builder:
-        request["builder"] = _builder(folder, problems)
+        builder = _python_file(folder, BUILDER_FILE, "build(row: dict) -> dict", None, problems)
+        request["builder"] = builder
     elif "prompt" not in request:
         problems.add(
             JOB_FILE, line, f"request.prompt: is missing (a prompt file, or {BUILDER_FILE})"
@@ -184,24 +200,22 @@ def _takes_system(request: dict[str, Any]) -> bool:
     return endpoint is None or endpoint.system is not None
 
 
-def _builder(folder: Path, problems: Problems) -> dict[str, str] | None:
-    """Pin request.py; it is parsed here, and run only when requests are built."""
-    text = _text(folder, BUILDER_FILE, None, problems)
+def _python_file(
+    folder: Path, file: str, signature: str, line: int | None, problems: Problems
+) -> dict[str, str] | None:
+    """Pin a Python file with a function; it is parsed here, and run only when it is needed."""
+    text = _text(folder, file, line, problems)
     if text is None:
         return None
     try:
         module = ast.parse(text)
     except SyntaxError as error:
-        problems.add(BUILDER_FILE, error.lineno, f"is not valid Python: {error.msg}")
+        problems.add(file, error.lineno, f"is not valid Python: {error.msg}")
         return None
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "build" for node in module.body):
-        problems.add(BUILDER_FILE, None, "must define `def build(row: dict) -> dict`")
-    return Builder(file=BUILDER_FILE, digest=source_digest(text)).model_dump()
-
-
-def source_digest(text: str) -> str:
-    """Return the sha256 (hex) by which a request.py is pinned."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    name = signature.partition("(")[0]
+    if not any(isinstance(node, ast.FunctionDef) and node.name == name for node in module.body):
+        problems.add(file, None, f"must define `def {signature}`")
+    return Builder(file=file, digest=source_digest(text)).model_dump()
 
 
 def _inline_schema(request: Any, folder: Path, document: Document, problems: Problems) -> None:
@@ -225,3 +239,49 @@ def _inline_schema(request: Any, folder: Path, document: Document, problems: Pro
         del request["output_schema"]
     else:
         request["output_schema"] = schema
+
+
+def _inline_output(request: Any, folder: Path, document: Document, problems: Problems) -> None:
+    """Pin the schema of the class that `output` names; `raw` stays as it is."""
+    if not isinstance(request, dict) or not isinstance(request.get("output"), str):
+        return
+    at, name = ("request", "output"), request["output"]
+    if "output_schema" in request:
+        problems.add(JOB_FILE, document.line(at), "request.output: output_schema is there as well")
+        return
+    if name == RAW:
+        return
+    file, _, class_name = name.partition(":")
+    if not class_name:
+        message = f"request.output: must be `{RAW}`, or file and class such as output.py:Triage"
+        problems.add(JOB_FILE, document.line(at), message)
+        return
+    text = _text(folder, file, document.line(at), problems)
+    if text is None:
+        return
+    try:
+        schema = class_schema(text, folder / file, class_name)
+    except ClassError as error:
+        problems.add(file, error.line, str(error))
+        return
+    wrong = schema_problems(schema)
+    for problem in wrong:
+        problems.add(file, None, f"{class_name}: {problem}")
+    if not wrong:
+        request["output_schema"] = schema
+
+
+def _check_strict(request: Any, document: Document, problems: Problems) -> None:
+    """Refuse a schema that the API could not enforce, unless the job says that it need not."""
+    schema = request.get("output_schema") if isinstance(request, dict) else None
+    if not isinstance(schema, dict) or request.get("strict", True) is not True:
+        return
+    key = "output" if "output" in request else "output_schema"
+    file = document.data["request"].get(key)
+    for problem in strict_problems(schema, str(request.get("model", ""))):
+        problems.add(
+            JOB_FILE,
+            document.line(("request", key)),
+            f"request.{key}: {file}, {problem} (strict mode). Change it, or set `strict: false`: "
+            "then answers are checked here alone",
+        )

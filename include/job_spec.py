@@ -1,8 +1,9 @@
 """A job: what is asked of which rows, and where the answers go.
 
-A job is a folder with `job.yaml`, `rows.sql`, `prompt.md` (or `request.py`) and, for typed output,
-`output.schema.json`. `load_job` reads the folder once and returns a frozen `JobSpec` that holds the
-texts of these files, so a run that pinned it does not notice a later edit.
+A job is a folder with `job.yaml`, `rows.sql` (or `rows.py`, or a path to files), `prompt.md` (or
+`request.py`) and, for typed output, `output.schema.json`. `load_job` reads the folder once and
+returns a frozen `JobSpec` that holds the texts of these files, so a run that pinned it does not
+notice a later edit.
 
 DAG files import this module: it needs pydantic, yaml and the standard library only.
 """
@@ -12,35 +13,42 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from include.dataset_path import PARTITION_COLUMN, checked_path
-from include.endpoints import ENDPOINTS, MAX_BYTES, MAX_REQUESTS, Endpoint, owned_params
+from include.endpoints import ENDPOINTS, Endpoint, endpoint_of, owned_params
 from include.errors import ConfigurationError
-from include.output_schema import output_columns
+from include.output_columns import AnswerShape, request_columns
 from include.prompt import Prompt, compile_prompt
+from include.provider import ProviderProfile
+from include.request_fit import misfits, vector_length
+from include.run_policy import Alert, Budget, Canary, Limits, Retry, Reuse
+from include.source_path import FORMATS, checked_source_path, format_of
+from include.spec_values import (
+    ColumnNames,
+    ConnectionId,
+    NotBlank,
+    Sample,
+    SpecModel,
+    WholeNumber,
+    as_decimal,
+    connection_id,
+    not_blank,
+    unless_empty,
+)
 
 JOBS_ROOT = Path(__file__).parent / "jobs"
 JOB_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 FAILURES_SUFFIX = "_failures"
-MAX_ROUNDS = 10
+RAW = AnswerShape.RAW.value  # as request.output
 # A schema-qualified table is refused: set search_path on the connection instead.
 _TABLE = re.compile(rf"[A-Za-z][A-Za-z0-9_]{{0,{62 - len(FAILURES_SUFFIX)}}}")
-_CONNECTION = re.compile(r"[\w.\-]{1,200}", re.ASCII)
+_ENDPOINT = re.compile(r"/v1/[a-z][a-z0-9/_\-]{0,100}")
 _TARGET_FORMS = ((True, True, False), (False, False, True))  # of conn_id, table, path
-
-
-def _column_name(name: str) -> str:
-    if name.startswith("_"):
-        raise ValueError("columns that begin with _ are the product's own; rename it in the SQL")
-    if not name or len(name) > 63:  # PostgreSQL cuts longer names silently
-        raise ValueError("must have 1 to 63 characters")
-    return name
 
 
 def _table_name(name: str) -> str:
@@ -49,46 +57,13 @@ def _table_name(name: str) -> str:
     return name
 
 
-def _connection_id(name: str) -> str:
-    if not _CONNECTION.fullmatch(name):
-        raise ValueError("must be the id of an Airflow connection, such as results_db")
-    return name
-
-
-def _unless_empty(check: Callable[[str], str]) -> Callable[[str], str]:
-    """Let the empty default through, which a pinned spec holds for the form that it has not."""
-    return lambda text: check(text) if text else text
-
-
-def _endpoint_url(url: str) -> str:
-    if url not in ENDPOINTS:
-        raise ValueError(f"unknown endpoint; allowed: {', '.join(ENDPOINTS)}")
-    return url
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    return text
-
-
-def _as_tuple(value: Any) -> Any:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_decimal(value: Any) -> Any:
-    """Take 0.1 as it is written, not as the nearest binary fraction."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-        raise ValueError("must be a number")  # noqa: TRY004 (pydantic wants ValueError)
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        raise ValueError("must be a number") from None
-    if not number.is_finite():
-        raise ValueError("must be a finite number")
-    return number
+def _endpoint_url(url: str, info: ValidationInfo) -> str:
+    """Let another endpoint through for raw bodies; `output` stands before it in the model."""
+    if url in ENDPOINTS or (info.data.get("output") == RAW and _ENDPOINT.fullmatch(url)):
+        return url
+    raise ValueError(
+        f"unknown endpoint; allowed: {', '.join(ENDPOINTS)} (and others with `output: raw`)"
+    )
 
 
 def _json_mapping(params: dict[str, Any]) -> dict[str, Any]:
@@ -99,25 +74,27 @@ def _json_mapping(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-ColumnName = Annotated[str, AfterValidator(_column_name)]
-ConnectionId = Annotated[str, AfterValidator(_connection_id)]
-NotBlank = Annotated[str, AfterValidator(_not_blank)]
-Number = Annotated[Decimal, BeforeValidator(_as_decimal)]
-Sample = Annotated[Number, Field(gt=0, le=1)]
-WholeNumber = Annotated[int, Field(strict=True, ge=1)]
+class Builder(SpecModel):
+    """A Python file of the job, `request.py` or `rows.py`, pinned by the sha256 of its source."""
+
+    file: str
+    digest: str
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Source(SpecModel):
+    """Where rows come from: SQL on a connection, files at `path`, or the Python file `rows`.
 
+    `sql` is the text of the file `sql_file`. With `path`, `conn_id` gives the credentials.
+    """
 
-class Source(_Model):
-    """Where rows come from; `sql` is the text of the file `sql_file`."""
-
-    conn_id: ConnectionId
-    sql: NotBlank
+    conn_id: Annotated[str, AfterValidator(unless_empty(connection_id))] = ""
+    sql: Annotated[str, AfterValidator(unless_empty(not_blank))] = ""
     sql_file: str = "rows.sql"
-    key: Annotated[tuple[ColumnName, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    path: Annotated[str, AfterValidator(unless_empty(checked_source_path))] = ""
+    format: Literal["", "parquet", "csv", "jsonl"] = ""
+    missing: Literal["error", "empty"] = "error"
+    rows: Builder | None = None
+    key: Annotated[ColumnNames, Field(min_length=1)]
 
     @model_validator(mode="after")
     def _key_columns_differ(self) -> Self:
@@ -125,30 +102,103 @@ class Source(_Model):
             raise ValueError("key names a column twice")
         return self
 
+    @model_validator(mode="after")
+    def _has_one_form(self) -> Self:
+        if [bool(self.sql), bool(self.path), self.rows is not None].count(True) != 1:
+            raise ValueError("expected one of sql (with conn_id), path and rows")
+        if self.sql and not self.conn_id:
+            raise ValueError("conn_id is missing: the connection on which sql runs")
+        if self.rows is not None and self.conn_id:
+            raise ValueError("rows takes no conn_id: the Python file opens what it reads")
+        if not self.path and (self.format or self.missing != "error"):
+            raise ValueError("format and missing are for a path only")
+        if self.path and not (self.format or format_of(self.path)):
+            raise ValueError(
+                f"format is missing: the name of the files tells none of {', '.join(FORMATS)}"
+            )
+        return self
 
-class Builder(_Model):
-    """The job's `request.py`, pinned by the sha256 of its source."""
+    @property
+    def origin(self) -> str:
+        """Return where rows come from, for people: a file of the job, or a path."""
+        if self.rows is not None:
+            return self.rows.file
+        return self.path or self.sql_file
 
-    file: str
-    digest: str
+    @property
+    def file_format(self) -> str:
+        """Return the format of the files at `path`."""
+        return self.format or format_of(self.path) or ""
+
+    @property
+    def uri(self) -> str:
+        """Return `path` with the connection that its credentials come from."""
+        scheme, found, place = self.path.partition("://")
+        is_named = not (self.conn_id and found) or "@" in place.partition("/")[0]
+        return self.path if is_named else f"{scheme}://{self.conn_id}@{place}"
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Return what shapes requests: a new form of source must not change an old one's digest."""
+        if self.sql:
+            return self.model_dump(include={"conn_id", "sql", "key"})
+        return self.model_dump(exclude={"sql_file", "missing"}, exclude_defaults=True)
 
 
-class Request(_Model):
-    """What is asked; `prompt` is the text of `prompt_file`, or None when `builder` is set."""
+class Request(SpecModel):
+    """What is asked; `prompt` is the text of `prompt_file`, or None when `builder` is set.
+
+    `output` is what job.yaml says: `raw`, or the class whose schema `output_schema` holds.
+    """
 
     conn_id: ConnectionId = "openai_default"
+    output: NotBlank | None = None
     endpoint: Annotated[str, AfterValidator(_endpoint_url)]
     model: NotBlank
     prompt: NotBlank | None = None
     prompt_file: str = "prompt.md"
     builder: Builder | None = None
+    images: ColumnNames = ()
     output_schema: dict[str, Any] | None = None
+    strict: Annotated[bool, Field(strict=True)] = True
+    vector_size: WholeNumber | None = None
     params: Annotated[dict[str, Any], AfterValidator(_json_mapping)] = Field(default_factory=dict)
+    priced_as: NotBlank | None = None
+
+    @property
+    def priced_model(self) -> str:
+        """Return the model whose price counts: a deployment's name has none."""
+        return self.priced_as or self.model
 
     @property
     def api(self) -> Endpoint:
         """Return the facts about the endpoint."""
-        return ENDPOINTS[self.endpoint]
+        return endpoint_of(self.endpoint)
+
+    @property
+    def shape(self) -> AnswerShape:
+        """Return what the answers are made of."""
+        return AnswerShape.RAW if self.output == RAW else self.api.answer
+
+    @property
+    def answer_endpoint(self) -> str:
+        """Return the endpoint whose answers are read; none of them for raw bodies."""
+        return RAW if self.shape is AnswerShape.RAW else self.endpoint
+
+    @property
+    def vector_length(self) -> int | None:
+        """Return how many numbers a vector has; None when nothing says so."""
+        return self.vector_size or vector_length(self.priced_model, self.params)
+
+    @property
+    def sent_params(self) -> dict[str, Any]:
+        """Return the params with those that the product adds unless the job sets them.
+
+        A vector in base64 has a quarter of the bytes, and needs no parsing of numbers.
+        """
+        if self.shape is not AnswerShape.VECTOR:
+            return self.params
+        return {"encoding_format": "base64", **self.params}
 
     @model_validator(mode="after")
     def _suits_endpoint(self) -> Self:
@@ -157,18 +207,23 @@ class Request(_Model):
             raise ValueError(f"params must not set {', '.join(owned)}: the product sets it")
         if self.output_schema is not None and self.api.schema_field is None:
             raise ValueError(f"{self.endpoint} takes no output_schema; remove the key")
+        if self.endpoint not in ENDPOINTS and self.prompt is not None:
+            raise ValueError(f"{self.endpoint} needs a request.py: which field takes the prompt?")
+        problems = misfits(self)
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
-class Target(_Model):
+class Target(SpecModel):
     """Where results go: a table on a connection, or a Parquet dataset at `path`.
 
     Failed rows go to `failures_table` beside the table, or into the dataset's folder `failures`.
     """
 
-    conn_id: Annotated[str, AfterValidator(_unless_empty(_connection_id))] = ""
-    table: Annotated[str, AfterValidator(_unless_empty(_table_name))] = ""
-    path: Annotated[str, AfterValidator(_unless_empty(checked_path))] = ""
+    conn_id: Annotated[str, AfterValidator(unless_empty(connection_id))] = ""
+    table: Annotated[str, AfterValidator(unless_empty(_table_name))] = ""
+    path: Annotated[str, AfterValidator(unless_empty(checked_path))] = ""
 
     @model_validator(mode="after")
     def _has_one_form(self) -> Self:
@@ -194,37 +249,13 @@ class Target(_Model):
         return f"{self.path}/failures" if self.path else self.failures_table
 
 
-class Limits(_Model):
-    """The size of one batch. The upper bounds are the API's own (API reference, Create batch)."""
+class QueueGroup(SpecModel):
+    """What makes a run one over requests of the queue: their job, "" for ready bodies."""
 
-    requests_per_batch: Annotated[WholeNumber, Field(le=MAX_REQUESTS)] = MAX_REQUESTS
-    bytes_per_batch: Annotated[WholeNumber, Field(le=MAX_BYTES)] = MAX_BYTES
-    enqueued_tokens: WholeNumber | None = None
+    job: str = ""
 
 
-class Retry(_Model):
-    """How many passes the rows that may be tried again get, the first one included."""
-
-    rounds: Annotated[WholeNumber, Field(le=MAX_ROUNDS)] = 3
-
-
-class Budget(_Model):
-    """The most that one run may be estimated to cost, in US dollars; None is no bound."""
-
-    max_usd: Annotated[Number, Field(ge=0)] | None = None
-
-
-class Alert(_Model):
-    """The share of failed rows (0 to 1) above which a run fails after it has loaded the rest.
-
-    On small days one row is a large share: fewer than `min_failed` rows never fail the run.
-    """
-
-    failure_rate: Annotated[Number, Field(ge=0, le=1)] | None = None
-    min_failed: WholeNumber = 1
-
-
-class JobSpec(_Model):
+class JobSpec(SpecModel):
     """One job, whole: safe to pin as JSON and to read back in a later release."""
 
     name: str
@@ -234,13 +265,16 @@ class JobSpec(_Model):
     target: Target
     limits: Limits = Limits()
     retry: Retry = Retry()
+    reuse: Reuse = Reuse()
+    canary: Canary = Canary()
     budget: Budget = Budget()
     alert: Alert = Alert()
     sample: Sample = Decimal(1)
+    queue: QueueGroup | None = None
 
     @model_validator(mode="after")
     def _columns_do_not_collide(self) -> Self:
-        output = {name.lower() for name in output_columns(self.request.output_schema)}
+        output = {column.name.lower() for column in request_columns(self.request)}
         both = [name for name in self.source.key if name.lower() in output]
         if both:
             raise ValueError(
@@ -259,17 +293,35 @@ class JobSpec(_Model):
     def digest(self) -> str:
         """Return the sha256 (64 hex) of everything that shapes requests or results.
 
-        Limits, rounds, budget, alert and description are left out: to change them must not make
-        an open run send its rows once more.
+        Limits, rounds, reuse, canary, budget, alert, price and description are left out: to
+        change them must not make an open run send its rows once more.
         """
         shape = {
-            "source": self.source.model_dump(include={"conn_id", "sql", "key"}),
-            "request": self.request.model_dump(exclude={"prompt_file"}),
+            "source": self.source.shape,
+            "request": self._request_shape(),
             "target": self.target.model_dump(exclude_defaults=True),
             "sample": f"{self.sample.normalize():f}",
         }
+        if self.queue is not None:
+            shape["queue"] = self.queue.model_dump()
         canonical = json.dumps(shape, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _request_shape(self) -> dict[str, Any]:
+        """Return what shapes requests; keys of later releases only where a job sets them."""
+        later = {"images", "output", "strict", "vector_size"}
+        shape = self.request.model_dump(exclude={"prompt_file", "priced_as", *later})
+        added = self.request.model_dump(include=later, exclude_defaults=True)
+        if self.request.output != RAW:
+            added.pop("output", None)  # the schema says it
+        return shape | added
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """Return what makes the `custom_id` of a row: two specs that agree in it ask the same."""
+        shape = self._request_shape()
+        shape.pop("conn_id")
+        return {"request": shape, "key": self.source.key}
 
     @property
     def compiled_prompt(self) -> Prompt:
@@ -304,20 +356,41 @@ def with_overrides(
     """Return `spec` with the model or the sample (a fraction of the rows) of one run.
 
     None and empty text leave the job's own value. Raises `ConfigurationError` for a sample that
-    is not above 0 and at most 1.
+    is not above 0 and at most 1, and for a model that does not fit the job's endpoint or vectors.
     """
     if model is not None and model.strip():
-        spec = spec.model_copy(
-            update={"request": spec.request.model_copy(update={"model": model.strip()})}
-        )
+        spec = spec.model_copy(update={"request": _with_model(spec, model.strip())})
     if sample is None or sample == "":
         return spec
     return spec.model_copy(update={"sample": _checked_sample(spec.name, sample)})
 
 
+def with_provider(spec: JobSpec, profile: ProviderProfile) -> JobSpec:
+    """Return `spec` with the model that its provider's connection names for the price."""
+    priced = spec.request.priced_as or profile.priced_model(spec.request.model)
+    if priced == spec.request.priced_model:
+        return spec
+    request = spec.request.model_copy(update={"priced_as": priced})
+    return spec.model_copy(update={"request": request})
+
+
+def _with_model(spec: JobSpec, model: str) -> Request:
+    # The job's own price is that of the job's own model.
+    request = spec.request.model_copy(update={"model": model, "priced_as": None})
+    problems = misfits(request)
+    if request.vector_length != spec.request.vector_length:
+        problems.append(
+            f"its vectors have {request.vector_length} numbers, those of the job "
+            f"{spec.request.vector_length}"
+        )
+    if problems:
+        raise ConfigurationError(f"{spec.name}: param model: {model}: {'; '.join(problems)}")
+    return request
+
+
 def _checked_sample(job: str, sample: Decimal | float | str) -> Decimal:
     try:
-        fraction: Decimal = _as_decimal(sample)
+        fraction: Decimal = as_decimal(sample)
     except ValueError:
         fraction = Decimal(0)
     if not 0 < fraction <= 1:
@@ -326,44 +399,3 @@ def _checked_sample(job: str, sample: Decimal | float | str) -> Decimal:
             f"found {str(sample)[:40]!r}"
         )
     return fraction
-
-
-def check_columns(spec: JobSpec, columns: Iterable[str]) -> None:
-    """Check the columns that rows.sql really returns against key and placeholders.
-
-    Raises `ConfigurationError` that lists everything missing, repeated or not allowed, with the
-    available columns.
-    """
-    available = list(columns)
-    problems = [*_column_problems(spec, available), *_placeholder_problems(spec, available)]
-    if problems:
-        raise ConfigurationError(
-            f"{spec.name}: {'; '.join(problems)}. Columns of {spec.source.sql_file}: "
-            f"{', '.join(available) or 'none'}."
-        )
-
-
-def _column_problems(spec: JobSpec, available: list[str]) -> list[str]:
-    file = spec.source.sql_file
-    problems = [
-        f"job.yaml: source.key names `{name}`, which {file} does not return"
-        for name in spec.source.key
-        if name not in available
-    ]
-    for name in sorted(set(available)):
-        if available.count(name) > 1:
-            problems.append(f"{file} returns the column `{name}` twice; give one another name")
-        if name.startswith("_"):
-            problems.append(f"{file} returns `{name}`; names that begin with _ are the product's")
-    return problems
-
-
-def _placeholder_problems(spec: JobSpec, available: list[str]) -> list[str]:
-    if spec.request.prompt is None:
-        return []
-    return [
-        f"{spec.request.prompt_file}:{hole.line}: {{{{ {hole.column} }}}} is no column of "
-        f"{spec.source.sql_file}"
-        for hole in spec.compiled_prompt.placeholders
-        if hole.column not in available
-    ]

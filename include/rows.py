@@ -12,35 +12,23 @@ Types: see `include.column_types`. Memory: `ROWS_PER_FETCH` rows and one row gro
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from decimal import Decimal
-from hashlib import file_digest
-from pathlib import Path
+from datetime import datetime
 from typing import Any, cast
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from sqlalchemy import Connection, CursorResult, Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
-from include.arrow_columns import integer_array, text_array
 from include.artifacts import Artifacts
 from include.column_types import declared_type
-from include.duplicate_keys import DuplicateKeys, Rows
 from include.errors import ConfigurationError, LLMBatchError, TransientError
-from include.job_spec import JobSpec, check_columns
-from include.row_identity import as_text, key_digest, key_json
-from include.snapshot import REJECTIONS_SCHEMA, Snapshot, SnapshotWriter
+from include.extraction import Extraction, extraction
+from include.interval import interval_text
+from include.job_spec import JobSpec
+from include.snapshot import Snapshot
 
 ROWS_PER_FETCH = 1_000
-REJECTIONS_PER_GROUP = 100_000
-DIGEST_CHARACTERS = 16  # of the content digest in a file name
 # PostgreSQL error classes whose message names SQL and objects, never a value of a row.
 _SAFE_CLASSES = ("3D", "3F", "42", "25")
 _SQLITE_TEMPORARY = ("locked", "busy")
@@ -62,134 +50,25 @@ def extract_sql(
     `TransientError` when the database cannot be reached or is busy.
     """
     interval = {"interval_start": interval_start, "interval_end": interval_end}
-    with tempfile.TemporaryDirectory(prefix="llm-batch-") as folder:
-        with DuplicateKeys(Path(folder)) as keys:
-            with (
-                _database_errors(spec),
-                _connection(engine) as connection,
-                _execute(connection, spec, interval) as result,  # an open cursor locks SQLite
-            ):
-                found = _copy(result, spec, Path(folder), keys)
-            rejections = found.rejections(keys)
-        return _publish(found, rejections, artifacts, directory)
+    with extraction(spec) as found:
+        with (
+            _database_errors(spec),
+            _connection(engine) as connection,
+            _execute(connection, spec, interval) as result,  # an open cursor locks SQLite
+        ):
+            _copy(found, result)
+        return found.publish(artifacts, directory)
 
 
-@dataclass
-class _Extraction:
-    """What has been seen of the rows so far."""
-
-    writer: SnapshotWriter
-    columns: tuple[str, ...]
-    rows: int = 0
-    unsampled: int = 0
-    null_keys: list[int] = field(default_factory=list)
-    bad_texts: list[int] = field(default_factory=list)
-    duplicate_keys: int = 0
-
-    def rejections(self, keys: DuplicateKeys) -> tuple[Rows, list[str], Rows]:
-        """Return (rows, reasons, source rows) of everything that cannot become a request."""
-        shared, counts = keys.find()
-        null_keys = np.array(self.null_keys, dtype=np.int64)
-        bad_texts = np.array(self.bad_texts, dtype=np.int64)
-        alone = np.setdiff1d(np.union1d(null_keys, bad_texts), shared, assume_unique=True)
-        rows = np.concatenate([shared, alone])
-        order = np.argsort(rows)
-        rows, sources = rows[order], np.concatenate([counts, np.ones_like(alone)])[order]
-        is_null, is_shared = np.isin(rows, null_keys), np.isin(rows, shared)
-        reasons = np.where(is_null, "null_key", np.where(is_shared, "duplicate_key", "bad_text"))
-        self.duplicate_keys = int(np.count_nonzero((sources > 0) & is_shared & ~is_null))
-        return rows, reasons.tolist(), sources
-
-
-def _copy(
-    result: CursorResult[Any], spec: JobSpec, folder: Path, keys: DuplicateKeys
-) -> _Extraction:
-    """Stream the rows of `result` into a snapshot file."""
+def _copy(found: Extraction, result: CursorResult[Any]) -> None:
+    """Stream the rows of `result` into the snapshot."""
     names = tuple(result.keys())
-    check_columns(spec, names)
     cursor = result.cursor
     codes = [item[1] for item in cursor.description or ()] if cursor else [None] * len(names)
     dialect = result.dialect.name
-    writer = SnapshotWriter(folder, names, [declared_type(dialect, code) for code in codes])
-    found = _Extraction(writer, names)
-    key_positions = [names.index(name) for name in spec.source.key]
+    found.begin(names, [declared_type(dialect, code) for code in codes])
     for rows in result.partitions(ROWS_PER_FETCH):
-        _add(found, rows, key_positions, spec.sample, keys)
-    writer.close()
-    return found
-
-
-def _add(
-    found: _Extraction,
-    rows: Sequence[Sequence[Any]],
-    key_positions: list[int],
-    sample: Decimal,
-    keys: DuplicateKeys,
-) -> None:
-    """Append the sampled ones of `rows`, and note their keys."""
-    texts = [
-        [None if row[at] is None else as_text(row[at]) for at in key_positions] for row in rows
-    ]
-    digests = [key_digest(_key_bytes(key)) for key in texts]
-    if sample < 1:
-        taken = [at for at, digest in enumerate(digests) if in_sample(digest, sample)]
-        found.unsampled += len(rows) - len(taken)
-        rows, texts = [rows[at] for at in taken], [texts[at] for at in taken]
-        digests = [digests[at] for at in taken]
-    if not rows:
-        return
-    first = found.rows
-    bad = found.writer.write(list(zip(*rows, strict=True)))
-    keys.add(b"".join(digests), first)
-    found.null_keys.extend(first + at for at, key in enumerate(texts) if None in key)
-    found.bad_texts.extend(first + at for at in bad)
-    found.rows += len(rows)
-
-
-def in_sample(digest: bytes, sample: Decimal) -> bool:
-    """Tell whether a key belongs to the sample: the same keys every time, and more for more."""
-    return int.from_bytes(digest[:8], "big") < int(sample * 2**64)
-
-
-def _key_bytes(key: list[str | None]) -> bytes:
-    try:
-        return key_json(key)
-    except TypeError:  # a lone surrogate; the row is rejected, but its key must still be one
-        return repr(key).encode("utf-8", "backslashreplace")
-
-
-def _publish(
-    found: _Extraction,
-    rejections: tuple[Rows, list[str], Rows],
-    artifacts: Artifacts,
-    directory: str,
-) -> Snapshot:
-    """Move the finished files to the artifacts, under names made of the content."""
-    with found.writer.path.open("rb") as source:
-        digest = file_digest(source, "sha256").hexdigest()[:DIGEST_CHARACTERS]
-        source.seek(0)
-        path = f"{directory}/snapshot-{digest}.parquet"
-        with artifacts.create(path) as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-    rejections_file = None
-    if rejections[1]:
-        rejections_file = f"{directory}/snapshot-{digest}.rejections.parquet"
-        _write_rejections(rejections, artifacts, rejections_file)
-    return Snapshot(
-        path, found.rows, found.columns, rejections_file, found.duplicate_keys, found.unsampled
-    )
-
-
-def _write_rejections(
-    rejections: tuple[Rows, list[str], Rows], artifacts: Artifacts, path: str
-) -> None:
-    rows, reasons, sources = rejections
-    with artifacts.create(path) as stream, pq.ParquetWriter(stream, REJECTIONS_SCHEMA) as writer:
-        for start in range(0, len(rows), REJECTIONS_PER_GROUP):
-            part = slice(start, start + REJECTIONS_PER_GROUP)
-            arrays = [integer_array(rows[part]), text_array(reasons[part])]
-            arrays.append(integer_array(sources[part]))
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=REJECTIONS_SCHEMA))
+        found.add(rows)
 
 
 def _execute(
@@ -206,13 +85,6 @@ def _execute(
             f"{spec.name}: {spec.source.sql_file} returns no columns; it must be one SELECT."
         )
     return result
-
-
-def interval_text(moment: datetime) -> str:
-    """Return an aware datetime as `2026-11-01T00:00:00Z`, with microseconds if it has any."""
-    if moment.tzinfo is None:
-        raise ValueError("interval bounds must be aware datetimes")
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
 @contextmanager

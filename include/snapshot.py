@@ -20,7 +20,12 @@ from include.column_types import column_array, common_type, observed_type
 ROWS_PER_GROUP = 10_000
 BYTES_PER_GROUP = 16 << 20  # wide rows make smaller groups
 REJECTIONS_SCHEMA = pa.schema(
-    [("_row", pa.int64()), ("_reason", pa.string()), ("_source_rows", pa.int64())]
+    [
+        ("_row", pa.int64()),
+        ("_reason", pa.string()),
+        ("_source_rows", pa.int64()),
+        ("_message", pa.string()),  # null: the usual one of the reason
+    ]
 )
 
 
@@ -29,9 +34,9 @@ class Snapshot:
     """What `extract` found.
 
     `rejections_file` (Parquet, ascending `_row`) lists rows that cannot become requests: `_reason`
-    is null_key, duplicate_key or bad_text; `_source_rows` is the number of rows that the entry
-    speaks for, 0 when an earlier row of the same key does. `unsampled` rows were left out by the
-    job's sample and are not in the file.
+    is null_key, duplicate_key, bad_text or broken_row; `_source_rows` is the number of rows that
+    the entry speaks for, 0 when an earlier row of the same key does. `unsampled` rows were left
+    out by the job's sample and are not in the file.
     """
 
     path: str

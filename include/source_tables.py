@@ -1,4 +1,4 @@
-"""CSV files into source tables: `commits` for a job over real data, `tickets` for the demo.
+"""CSV files into source tables: `commits` for real data, `tickets` and `reviews` for the demo.
 
 A file may be loaded any number of times: rows are upserted by their key.
 
@@ -19,11 +19,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from include.errors import ConfigurationError, PermanentError
+from include.figures import counted
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SAMPLE_TICKETS = Path(__file__).parent / "sample_data" / "tickets.csv.gz"
+SAMPLE_REVIEWS = Path(__file__).parent / "sample_data" / "reviews.csv.gz"
 ROWS_PER_CHUNK = 5_000
 # SQLite has no type for times: ISO 8601 text in UTC, so that text order is time order.
 _MOMENT = DateTime(timezone=True).with_variant(Text(), "sqlite")
@@ -46,13 +48,14 @@ TABLES = {
     "tickets": _table(
         "tickets", "ticket_id", "created_at", "channel", "customer_tier", "subject", "body"
     ),
+    "reviews": _table("reviews", "review_id", "written_at", "product", "title", "body"),
 }
 
 
 def load_csv(engine: Engine, csv_path: Path | str, table: str) -> int:
     """Upsert the rows of a CSV or CSV.gz file (UTF-8, with a header) into `table`.
 
-    Creates the table (`commits` or `tickets`) when it is not there, and returns the number of rows
+    Creates the table (one of `TABLES`) when it is not there, and returns the number of rows
     read. All or nothing. Raises `ConfigurationError` for a missing file, table, column or value,
     naming the line, and `PermanentError` when the database refuses.
     """
@@ -75,6 +78,11 @@ def load_csv(engine: Engine, csv_path: Path | str, table: str) -> int:
 def load_sample_tickets(engine: Engine) -> int:
     """Load the 2,000 sample tickets (2026-11-01 to 2026-11-14) into the table `tickets`."""
     return load_csv(engine, SAMPLE_TICKETS, "tickets")
+
+
+def load_sample_reviews(engine: Engine) -> int:
+    """Load the sample reviews (2026-11-01 to 2026-11-14) into the table `reviews`."""
+    return load_csv(engine, SAMPLE_REVIEWS, "reviews")
 
 
 def _known_table(name: str) -> Table:
@@ -165,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigurationError, PermanentError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(f"{options.table}: {count:,} rows from {options.csv}\n")
+    sys.stdout.write(f"{options.table}: {counted(count, 'row')} from {options.csv}\n")
     return 0
 
 

@@ -10,7 +10,7 @@ import csv
 import gzip
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -62,19 +62,24 @@ def make_tickets() -> Iterator[Ticket]:
         yield _ticket(dice, texts, number, moment)
 
 
-def as_csv(tickets: Iterator[Ticket]) -> bytes:
-    """The tickets as CSV: header, UTF-8, lines end with a single line feed."""
+def as_csv(rows: Iterable[Any], kind: type[Any] = Ticket) -> bytes:
+    """Rows of the dataclass `kind` as CSV: header, UTF-8, lines end with a single line feed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Ticket))
-    writer.writerows(astuple(ticket) for ticket in tickets)
+    writer.writerow(field.name for field in fields(kind))
+    writer.writerows(astuple(row) for row in rows)
     return text.getvalue().encode()
 
 
-def write_tickets(path: Path) -> None:
-    """Write the gzip-compressed file, without a name or a time in its header."""
+def write_packed(path: Path, content: bytes) -> None:
+    """Write a gzip-compressed file, without a name or a time in its header."""
     with path.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as packed:
-        packed.write(as_csv(make_tickets()))
+        packed.write(content)
+
+
+def write_tickets(path: Path) -> None:
+    """Write the file of the tickets."""
+    write_packed(path, as_csv(make_tickets()))
 
 
 def _moments(dice: random.Random) -> Iterator[datetime]:
