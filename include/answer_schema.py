@@ -1,10 +1,8 @@
-"""A job's answer schema: its output columns, and how an answer's text becomes their values.
+"""A job's answer schema: how an answer's text becomes the values of the output columns.
 
 Values are what JSON Schema says they are, with these rules for the table:
 
-- string, integer, number and boolean (also nullable) are typed columns; anything else is one
-  column of JSON text. Without a schema, or with one that describes no object, there is one
-  column `content`.
+- String, integer, number and boolean (also nullable) are typed columns, anything else is JSON text.
 - An integer beyond 64 bits and a number that is not finite make the answer invalid.
 - U+0000 and lone surrogates become U+FFFD: neither can be stored.
 
@@ -16,16 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from enum import StrEnum
 from operator import attrgetter
-from typing import Annotated, Any, Literal, NamedTuple, Union
+from typing import Annotated, Any, Literal, Union
 
 import jsonschema_rs
 import msgspec
 import orjson
 
 from include.classification import Problem, Reason, clipped
-from include.output_schema import CONTENT_COLUMN
+from include.output_columns import Kind, OutputColumn, output_columns
 from include.result_file import REPLACEMENT, mend_escapes
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
@@ -35,75 +32,6 @@ NOTES = {"title", "description", "default", "examples", "$schema", "$comment"}
 
 Schema = Mapping[str, Any]
 Record = msgspec.Struct
-
-
-class Kind(StrEnum):
-    """The type of an output column."""
-
-    TEXT = "text"  #: A string.
-    INTEGER = "integer"  #: A 64-bit integer.
-    REAL = "real"  #: A 64-bit float.
-    BOOLEAN = "boolean"  #: True or false.
-    JSON = "json"  #: JSON text of anything else.
-
-
-class OutputColumn(NamedTuple):
-    """A column that the answer fills."""
-
-    name: str
-    kind: Kind
-
-
-SINGLE_KINDS = {
-    frozenset({"string"}): Kind.TEXT,
-    frozenset({"integer"}): Kind.INTEGER,
-    frozenset({"number"}): Kind.REAL,
-    frozenset({"integer", "number"}): Kind.REAL,
-    frozenset({"boolean"}): Kind.BOOLEAN,
-}
-
-
-def output_columns(schema: Schema | None) -> tuple[OutputColumn, ...]:
-    """Return the output columns of a job in the order of the schema's properties."""
-    if schema is None:
-        return (OutputColumn(CONTENT_COLUMN, Kind.TEXT),)
-    properties = schema.get("properties")
-    if not isinstance(properties, Mapping) or not properties:
-        return (OutputColumn(CONTENT_COLUMN, Kind.JSON),)
-    return tuple(OutputColumn(name, _kind(part, schema)) for name, part in properties.items())
-
-
-def _kind(part: Any, root: Schema) -> Kind:
-    types = _types(part, root, 0) - {"null"}
-    return SINGLE_KINDS.get(frozenset(types), Kind.JSON)
-
-
-def _types(part: Any, root: Schema, depth: int) -> set[str]:
-    """Return the JSON types that `part` allows; "any" when it does not say."""
-    if not isinstance(part, Mapping) or depth > 8:
-        return {"any"}
-    if "type" in part:
-        found = part["type"]
-        return {found} if isinstance(found, str) else set(found)
-    if "$ref" in part:
-        return _types(_resolved(part["$ref"], root), root, depth + 1)
-    for union in ("anyOf", "oneOf"):
-        if part.get(union):
-            return set().union(*(_types(choice, root, depth + 1) for choice in part[union]))
-    values = part.get("enum") or ([part["const"]] if "const" in part else [])
-    return {_type_of(value) for value in values} or {"any"}
-
-
-def _resolved(reference: Any, root: Schema) -> Any:
-    found: Any = root
-    for step in str(reference).removeprefix("#").strip("/").split("/"):
-        found = found.get(step) if isinstance(found, Mapping) else None
-    return found
-
-
-def _type_of(value: object) -> str:
-    names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
-    return names.get(type(value), "any")
 
 
 class AnswerReader:

@@ -19,6 +19,7 @@ from include.result_file import (
     EmbeddingBody,
     ModerationBody,
     Part,
+    RawBody,
     ResponsesBody,
 )
 
@@ -69,7 +70,31 @@ class Reason(StrEnum):
     REFUSAL = "refusal", State.FAILED, "The model refused to answer."
     CONTENT_FILTER = "content_filter", State.FAILED, "A content filter stopped the answer."
     TOOL_CALL = "tool_call", State.FAILED, "The model asked for a tool instead of answering."
+    WRONG_DIMENSIONS = (
+        "wrong_dimensions",
+        State.FAILED,
+        "The vector has another number of dimensions than the job expects.",
+    )
     INVALID_REQUEST = "invalid_request", State.FAILED, "The API refused the request (4xx)."
+
+
+# The model was not asked: nothing is billed for such a request.
+NEVER_RAN = frozenset(
+    {
+        Reason.RATE_LIMITED,
+        Reason.TIMEOUT,
+        Reason.CONFLICT,
+        Reason.SERVER_ERROR,
+        Reason.API_ERROR,
+        Reason.BODY_NOT_PARSED,
+        Reason.BATCH_EXPIRED,
+        Reason.BATCH_CANCELLED,
+        Reason.BATCH_FAILED,
+        Reason.LOST,
+        Reason.MISSING,
+        Reason.INVALID_REQUEST,
+    }
+)
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -108,14 +133,18 @@ UNPARSED = "could not parse the json body"
 def classify(answer: Answer[Any]) -> str | Problem:
     """Return the content of a complete answer, or the problem. Never raises.
 
-    The content is the answer's text; for embeddings and moderations it is JSON text. Whether it
-    satisfies the job's schema is not judged here.
+    The content is the answer's text; for embeddings, moderations and raw bodies it is JSON text.
+    Whether it satisfies the job's schema is not judged here.
     """
     response = answer.response
-    if response is None or response.status_code is None:
+    if response is None:
         return _problem(answer)
-    body = response.body
-    if not 200 <= response.status_code < 300 or (answer.error and _says(answer.error)):
+    body, status = response.body, response.status_code
+    if status is None and (body is None or isinstance(body, RawBody)):
+        return _problem(answer)
+    # An answer that is there has been paid for, whether or not the server says its status.
+    has_failed = status is not None and not 200 <= status < 300
+    if has_failed or (answer.error and _says(answer.error)):
         return _problem(answer)
     if body is None:
         return Problem(Reason.EMPTY_ANSWER)
@@ -139,7 +168,13 @@ def _problem(answer: Answer[Any]) -> Problem:
     error = next((found for found in errors if _says(found)), None)
     code = _code(error, status)
     message = clipped(error.message) if error else None
-    return Problem(_reason(status, code, error), code, message)
+    return Problem(_reason(status or _http_code(error), code, error), code, message)
+
+
+def _http_code(error: ApiError | None) -> int | None:
+    """Return the HTTP status that some servers give as the code of an error."""
+    found = str(error.code) if error else ""
+    return int(found) if len(found) == 3 and found.isascii() and found.isdigit() else None
 
 
 def _code(error: ApiError | None, status: int | None) -> str | None:
@@ -152,7 +187,8 @@ def _code(error: ApiError | None, status: int | None) -> str | None:
 def _reason(status: int | None, code: str | None, error: ApiError | None) -> Reason:
     if status is not None and status >= 400:
         return _http_reason(status, code, error)
-    return CODE_REASONS.get(code or "", Reason.API_ERROR)
+    by_type = CODE_REASONS.get((error.type if error else None) or "", Reason.API_ERROR)
+    return CODE_REASONS.get(code or "", by_type)
 
 
 def _http_reason(status: int, code: str | None, error: ApiError | None) -> Reason:
@@ -228,6 +264,10 @@ def _of_moderation(body: ModerationBody) -> str:
     return _json_text([bytes(result) for result in body.results or ()])
 
 
+def _of_raw(body: RawBody) -> str:
+    return body.text
+
+
 def _json_text(items: list[bytes]) -> str:
     if len(items) == 1:
         return items[0].decode("utf-8", "replace")
@@ -239,4 +279,5 @@ CONTENTS: dict[type, Callable[[Any], str | Problem]] = {
     CompletionBody: _of_completion,
     EmbeddingBody: _of_embedding,
     ModerationBody: _of_moderation,
+    RawBody: _of_raw,
 }

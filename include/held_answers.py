@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from include.answer_schema import AnswerReader, Record
+from include.answer_reader import Reader
+from include.answer_schema import Record
 from include.arrow_columns import integer_array
 from include.outcome_columns import (
     CHUNK_ROWS,
@@ -22,10 +23,11 @@ from include.outcome_columns import (
     answer_schema,
     column_array,
 )
+from include.output_columns import Kind
 from include.result_file import CompletionUsage, TokenUsage, token_counts
 
 HELD_BYTES = 16 << 20  # of answers; further ones are read again
-CHUNK_BYTES = 2 << 20  # of lines whose answers wait to become Arrow, or are read again at once
+CHUNK_BYTES = 1 << 20  # of lines whose answers wait to become Arrow, or are read again at once
 NO_LINE = -1
 
 Usage = TokenUsage | CompletionUsage | None
@@ -37,10 +39,10 @@ class HeldAnswers:
     """Output values and tokens; what is added gets a slot, counted from 0.
 
     `again` returns the record of a line, given the number of its file, its offset and its size.
-    Memory: `HELD_BYTES`, and 60 bytes for each answer.
+    Memory: `HELD_BYTES`, nothing of vectors, and 60 bytes for each answer.
     """
 
-    def __init__(self, reader: AnswerReader, again: Again) -> None:
+    def __init__(self, reader: Reader, again: Again) -> None:
         self._names = [column.name for column in reader.columns]
         self._schema = answer_schema(reader.columns)
         self._getters = reader.getters
@@ -50,13 +52,16 @@ class HeldAnswers:
         self._records: list[Record] = []
         self._usages: list[Usage] = []
         self._tokens: list[Numbers] = []
+        # A vector is read again for less than it costs to hold it, and to put it in order.
+        is_vector = any(column.kind is Kind.VECTOR for column in reader.columns)
+        self._most = 0 if is_vector else HELD_BYTES
         self._held = self._slots = self._bytes = self._pending = 0
         self._lines = array("q")  # file, offset and size of each line that is not held
 
     @property
     def full(self) -> bool:
         """Whether answers are to be added by their place from now on."""
-        return self._bytes >= HELD_BYTES
+        return self._bytes >= self._most
 
     def add(self, record: Record, usage: Usage) -> int:
         """Hold one answer; return its slot."""

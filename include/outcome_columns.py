@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from include.answer_schema import Kind, OutputColumn
 from include.arrow_columns import integer_array, typed_array
 from include.classification import Problem, State
+from include.output_columns import Kind, OutputColumn
 from include.retry_plan import next_change
+from include.vector_arrays import is_packed, packed_array, packed_type, vector_type
 
 CHUNK_ROWS = 10_000
 ARROW_TYPES = {
@@ -38,14 +39,26 @@ def outcomes_schema(index: pa.Schema, columns: Sequence[OutputColumn]) -> pa.Sch
     return pa.schema([*index, *state, *answer_schema(columns)])
 
 
+def arrow_type(column: OutputColumn) -> pa.DataType:
+    """Return the type of an output column in a dataset."""
+    return vector_type(column.size) if column.kind is Kind.VECTOR else ARROW_TYPES[column.kind]
+
+
+def stored_type(column: OutputColumn) -> pa.DataType:
+    """Return the type of an output column in an outcomes file."""
+    return packed_type(column.size) if column.kind is Kind.VECTOR else ARROW_TYPES[column.kind]
+
+
 def answer_schema(columns: Sequence[OutputColumn]) -> pa.Schema:
     """Return the part of the schema that answers fill: output, tokens."""
-    output = [pa.field(column.name, ARROW_TYPES[column.kind]) for column in columns]
+    output = [pa.field(column.name, stored_type(column)) for column in columns]
     return pa.schema([*output, *(pa.field(name, pa.int64()) for name in TOKEN_COLUMNS)])
 
 
 def column_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Return an array of `kind`; None becomes null."""
+    if is_packed(kind):
+        return packed_array(values, kind)
     return text_array(values) if kind == pa.string() else typed_array(values, kind)
 
 

@@ -6,12 +6,14 @@ is accounted for: it decides an outcome, is quarantined, is a duplicate, or is b
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import reduce
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
@@ -20,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from include.answer_schema import AnswerReader, Record
+from include.answer_reader import answer_reader
+from include.answer_schema import Record
 from include.artifacts import Artifacts
 from include.classification import Problem, Reason, State, classify, clipped
 from include.cost import Usage, cost
@@ -43,6 +46,7 @@ from include.result_file import (
 )
 from include.result_lines import Block, Line, read_lines
 from include.usual_answer import UsualAnswers
+from include.vector_arrays import is_packed
 
 if TYPE_CHECKING:
     from include.job_spec import JobSpec
@@ -82,7 +86,8 @@ class CollectReport:
     duplicates: int
     foreign: int
     usage: Usage
-    cost_usd: Decimal | None  # None: the model's price is unknown
+    untold: int  # answers that do not say what they used
+    cost_usd: Decimal | None  # None: the model's price is unknown, or what answers used
     realtime_usd: Decimal | None
     outcomes_file: str
     quarantine_file: str | None  # None: every line was used
@@ -109,7 +114,7 @@ def collect_shard(
     # Arrow's own allocator keeps what it has been given back, which is half as much again.
     pa.set_memory_pool(pa.system_memory_pool())
     with artifacts.open(index_file) as stream:
-        index = pq.ParquetFile(stream).read()
+        index = pq.ParquetFile(stream).read(use_threads=False)
     reason = MISSING_REASONS.get(batch_status or "", Reason.MISSING)
     with ExitStack() as files:
         with Quarantine(artifacts, quarantine_file) as quarantine:
@@ -135,6 +140,7 @@ def _report(
 ) -> CollectReport:
     by_reason = Counter(problem.reason for problem in shard.problems.values())
     retry = sum(count for reason, count in by_reason.items() if reason.state is State.RETRY)
+    model = spec.request.priced_model
     return CollectReport(
         requests=shard.size,
         succeeded=shard.size - len(shard.problems),
@@ -148,8 +154,9 @@ def _report(
         duplicates=shard.quarantine.duplicates,
         foreign=shard.quarantine.foreign,
         usage=shard.usage,
-        cost_usd=cost(shard.usage, spec.request.model),
-        realtime_usd=cost(shard.usage, spec.request.model, batch=False),
+        untold=shard.untold,
+        cost_usd=cost(shard.usage, model, is_told=not shard.untold),
+        realtime_usd=cost(shard.usage, model, batch=False, is_told=not shard.untold),
         outcomes_file=files[0],
         quarantine_file=files[1],
     )
@@ -164,12 +171,13 @@ class _Shard:
         self.quarantine = quarantine
         self.problems: dict[int, Problem] = {}
         self.usage = Usage()
+        self.untold = 0
         self._index = index
         ids = index.column("_custom_id").to_pylist()
         self._positions = {custom_id: position for position, custom_id in enumerate(ids)}
-        self._usual = UsualAnswers(spec.request.endpoint)
-        self._parser = ResultParser(spec.request.endpoint)
-        self._reader = AnswerReader(spec.request.output_schema)
+        self._usual = UsualAnswers(spec.request.answer_endpoint)
+        self._parser = ResultParser(spec.request.answer_endpoint)
+        self._reader = answer_reader(spec.request)
         self._streams: list[BinaryIO] = []
         self._answers = HeldAnswers(self._reader, self._again)
         self._slots = array("q", [-1]) * self.size  # where the answers hold a request's values
@@ -256,9 +264,7 @@ class _Shard:
 
     def _again(self, file: int, offset: int, size: int) -> Record:
         """Read a line again that has been judged before."""
-        stream = self._streams[file]
-        stream.seek(offset)
-        data = stream.read(size)
+        data = os.pread(self._streams[file].fileno(), size, offset)
         try:
             content = self._usual.content(self._usual.decode(data).response.body)
             if content and self._reader.trap not in content:
@@ -293,17 +299,30 @@ class _Shard:
         slots, start = np.frombuffer(self._slots, dtype=np.int64), 0
         # Long answers are written as they are: to compress them costs more than all the rest.
         compression = dict.fromkeys(schema.names, "none" if self._answers.full else "snappy")
+        plain = [field.name for field in schema if not is_packed(field.type)]
         with pq.ParquetWriter(
-            sink, schema, use_dictionary=REPEATING_COLUMNS, compression=compression
+            sink,
+            schema,
+            use_dictionary=REPEATING_COLUMNS,
+            compression=compression,
+            write_statistics=plain,  # extremes of a vector's numbers would tell nobody anything
         ) as writer:
             for answers in self._answers.in_order(slots):
                 rows = answers.num_rows
                 parts = (self._index.slice(start, rows), state.slice(start, rows), answers)
                 columns = [column for part in parts for column in part.columns]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+                self.untold += _without_tokens(answers, state.column("_state").slice(start, rows))
                 used = (pc.sum(answers.column(name)).as_py() or 0 for name in TOKEN_COLUMNS)
                 self.usage += Usage(*used)
                 start += rows
+
+
+def _without_tokens(answers: pa.Table, states: pa.ChunkedArray) -> int:
+    """Return how many answers do not say what they used: every one takes some tokens."""
+    silent = [pc.equal(answers.column(name), 0) for name in TOKEN_COLUMNS]
+    succeeded = pc.equal(states, text_scalar(State.SUCCEEDED))
+    return int(pc.sum(reduce(pc.and_, silent, succeeded)).as_py() or 0)
 
 
 def _refused(code: str, message: str) -> Problem:

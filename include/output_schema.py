@@ -1,32 +1,13 @@
-"""What may stand in `output.schema.json`, and whether the API can enforce it.
-
-The rules for `strict` are those of OpenAI's guide "Structured Outputs", section "Supported
-schemas": every property required, no additional properties, and only the keywords listed there.
-"""
+"""What may stand in `output.schema.json`; whether the API can enforce it, `strict_schema` says."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
 COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
-CONTENT_COLUMN = "content"  # the one output column of a job without a schema
-MAX_DEPTH = 10
-MAX_PROPERTIES = 5_000
-
-_STRUCTURE = {"type", "properties", "required", "additionalProperties", "items", "anyOf"}
-_STRUCTURE |= {"enum", "const", "$defs", "definitions", "$ref"}
-_NOTES = {"title", "description", "$schema", "$id", "$comment"}
-_RULES = {"pattern", "format", "minLength", "maxLength", "minItems", "maxItems", "multipleOf"}
-_RULES |= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-_FINE_TUNED_PREFIX = "ft:"
-
-
-def output_columns(schema: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Return the names of the output columns: the schema's properties, in their order."""
-    return (CONTENT_COLUMN,) if schema is None else tuple(schema["properties"])
 
 
 def schema_problems(schema: Any) -> list[str]:
@@ -41,47 +22,6 @@ def schema_problems(schema: Any) -> list[str]:
         *_required_problems(schema),
         *(p for name, part in properties.items() for p in _property_problems(name, part)),
     ]
-
-
-def is_strict(schema: Mapping[str, Any], model: str = "") -> bool:
-    """Tell whether the API accepts `schema` with `strict: true` for `model`.
-
-    Fine-tuned models (`ft:...`) do not know the keywords that limit strings, numbers and arrays.
-    """
-    if schema.get("type") != "object":
-        return False
-    known = _STRUCTURE | _NOTES
-    if not model.startswith(_FINE_TUNED_PREFIX):
-        known |= _RULES
-    parts = list(_subschemas(schema, 0))
-    properties = sum(len(part.get("properties", ())) for part, _ in parts)
-    return properties <= MAX_PROPERTIES and all(
-        depth <= MAX_DEPTH and known.issuperset(part) and _is_closed(part) for part, depth in parts
-    )
-
-
-def _is_closed(part: Mapping[str, Any]) -> bool:
-    """Objects must list all their properties as required and allow no others."""
-    if "properties" not in part and "object" not in _type_names(part):
-        return True
-    return part.get("additionalProperties") is False and set(part.get("required", ())) == set(
-        part.get("properties", ())
-    )
-
-
-def _subschemas(part: Any, depth: int) -> Iterator[tuple[Mapping[str, Any], int]]:
-    """Yield every schema inside `part`, itself first; what is no schema counts as unsupported."""
-    if not isinstance(part, dict):
-        yield {"not": part}, depth
-        return
-    yield part, depth
-    for keyword in ("properties", "$defs", "definitions"):
-        for child in part.get(keyword, {}).values():
-            yield from _subschemas(child, depth + (keyword == "properties"))
-    if "items" in part:
-        yield from _subschemas(part["items"], depth + 1)
-    for child in part.get("anyOf", ()):
-        yield from _subschemas(child, depth)
 
 
 def _type_names(part: Mapping[str, Any]) -> list[Any]:

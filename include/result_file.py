@@ -191,7 +191,15 @@ class ModerationBody(msgspec.Struct, gc=False):
     error: ApiError | None = None
 
 
-Body = ResponsesBody | CompletionBody | EmbeddingBody | ModerationBody
+class RawBody(msgspec.Struct, gc=False):
+    """A body of any shape, as JSON text."""
+
+    text: str
+    usage: TokenUsage | None = None
+    error: ApiError | None = None
+
+
+Body = ResponsesBody | CompletionBody | EmbeddingBody | ModerationBody | RawBody
 B = TypeVar("B", bound=Body)
 
 BODIES: dict[str, type[Body]] = {
@@ -219,10 +227,10 @@ class Answer(msgspec.Struct, Generic[B], gc=False):
 
 
 class ResultParser:
-    """Parses the lines of one endpoint's batches."""
+    """Parses the lines of one endpoint's batches; a body of any other endpoint stays as it is."""
 
     def __init__(self, endpoint: str) -> None:
-        self._body = BODIES[endpoint]
+        self._body = BODIES.get(endpoint, RawBody)
         shape = Answer[self._body]  # type: ignore[name-defined]
         self._decode = msgspec.json.Decoder(shape).decode
 
@@ -230,6 +238,8 @@ class ResultParser:
         """Return the answer of `line`, or why there is none. Never raises."""
         if len(line.data) < line.size:
             return _quarantined(Damage.TOO_LONG, line)
+        if self._body is RawBody:
+            return self._parse_slowly(line)
         try:
             answer: Answer[Any] = self._decode(line.data)
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -262,6 +272,9 @@ class ResultParser:
         """Return the body with the fields that have the expected type; the others are absent."""
         if not isinstance(value, dict):
             return None
+        if self._body is RawBody:
+            text = msgspec.json.encode(value).decode()
+            return RawBody(text, _any_usage(value.get("usage")), _error(value.get("error")))
         found: dict[str, Any] = {}
         for field in msgspec.structs.fields(self._body):
             part = value.get(field.encode_name)
@@ -273,6 +286,22 @@ class ResultParser:
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 continue
         return self._body(**found)
+
+
+def _any_usage(value: object) -> TokenUsage | None:
+    """Read the tokens of an endpoint that counts them in either way."""
+    try:
+        if not isinstance(value, dict) or "prompt_tokens" not in value:
+            return msgspec.convert(value, TokenUsage)
+        found = msgspec.convert(value, CompletionUsage)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    return TokenUsage(
+        found.input_tokens,
+        found.input_tokens_details,
+        found.output_tokens,
+        found.output_tokens_details,
+    )
 
 
 def _decoded(text: str) -> object:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import msgspec
 
 from include.result_file import CompletionUsage, TokenUsage
+from include.vector_arrays import packed_numbers
 
 
 class _Text(msgspec.Struct, gc=False):
@@ -53,7 +54,7 @@ class _ChatBody(msgspec.Struct, gc=False):
 
 
 class _Vector(msgspec.Struct, gc=False):
-    embedding: msgspec.Raw
+    embedding: bytes | list[float]  # msgspec reads base64 into bytes
     index: int = 0
 
 
@@ -86,9 +87,11 @@ def _of_chat(body: _ChatBody) -> str:
     return body.choices[0].message.content if body.choices else ""
 
 
-def _of_embedding(body: _EmbeddingBody) -> str:
-    # Several vectors have an order to be found, which is the other way's work.
-    return str(body.data[0].embedding, "utf-8", "replace") if len(body.data) == 1 else ""
+def _of_embedding(body: _EmbeddingBody) -> bytes:
+    if len(body.data) != 1:
+        return b""  # several vectors are no usual answer
+    found = body.data[0].embedding
+    return found if isinstance(found, bytes) else packed_numbers(found)
 
 
 class Unknown(msgspec.Struct, gc=False):
@@ -98,7 +101,7 @@ class Unknown(msgspec.Struct, gc=False):
     never: Literal["never"]
 
 
-_KINDS: dict[str, tuple[type, Callable[[Any], str]]] = {
+_KINDS: dict[str, tuple[type, Callable[[Any], str | bytes]]] = {
     "/v1/responses": (_ResponsesBody, _of_responses),
     "/v1/chat/completions": (_ChatBody, _of_chat),
     "/v1/embeddings": (_EmbeddingBody, _of_embedding),
@@ -109,7 +112,8 @@ class UsualAnswers:
     """Reads the usual line of one endpoint.
 
     `decode` raises a `msgspec.MsgspecError`, `ValueError` or `RecursionError` for any other line;
-    `content` returns "" for an answer that is not the usual one after all.
+    `content` returns nothing ("" or b"") for an answer that is not the usual one after all; for
+    `/v1/embeddings` it is the bytes of the vector.
     """
 
     def __init__(self, endpoint: str) -> None:
