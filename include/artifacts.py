@@ -7,6 +7,7 @@ mistake for finished work.
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from uuid import uuid4
 
 from include.errors import ConfigurationError
 
+COMPRESSED = ".gz"  # what retention appends to the name of an old file
 COPY_BYTES = 1 << 20  # bytes moved at a time between a remote root and a local file
 
 
@@ -43,8 +45,8 @@ class Artifacts:
         return str(self._at(path))
 
     def exists(self, path: str) -> bool:
-        """Tell whether `path` has been written whole."""
-        return bool(self._at(path).exists())
+        """Tell whether `path` has been written whole; compressed, it is there as well."""
+        return bool(self._at(path).exists() or self._at(path + COMPRESSED).exists())
 
     def size(self, path: str) -> int:
         """Return the bytes of `path`."""
@@ -54,13 +56,37 @@ class Artifacts:
         """Remove `path`; nothing happens when it is not there."""
         self._at(path).unlink(missing_ok=True)
 
+    def files(self, folder: str) -> Iterator[str]:
+        """Yield the path of every file below `folder`, whoever has written it."""
+        top = self._at(folder)
+        if self._is_local:
+            for one in sorted(top.rglob("*")):
+                if one.is_file():
+                    yield f"{folder}/{one.relative_to(top).as_posix()}"
+            return
+        start = str(top.path).rstrip("/")
+        for name in top.fs.find(start):
+            yield folder + str(name)[str(name).index(start) + len(start) :]
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove `folder` with all that is in it; nothing happens when it is not there."""
+        top = self._at(folder)
+        if self._is_local:
+            _remove(top)
+        elif top.fs.exists(top.path):
+            top.fs.rm(top.path, recursive=True)
+
     def open(self, path: str) -> BinaryIO:
-        """Open `path` for reading bytes.
+        """Open `path` for reading bytes; one that was compressed reads as it was.
 
         Raises `ConfigurationError` when it is gone: artifacts are only deleted on purpose.
         """
         try:
             return cast("BinaryIO", self._at(path).open("rb"))
+        except FileNotFoundError:
+            pass
+        try:
+            return cast("BinaryIO", gzip.open(self._at(path + COMPRESSED).open("rb")))
         except FileNotFoundError:
             raise ConfigurationError(
                 f"Artifact {self.uri(path)} is missing. It was written by an earlier task of this "
@@ -119,3 +145,8 @@ class Artifacts:
         target = self._at(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.fs.put_file(str(local), target.path)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

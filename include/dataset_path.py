@@ -21,12 +21,17 @@ _PLACE = re.compile(r"(file://)?/+[^/\n][^\n]*|(?!file:)[a-z][a-z0-9+.\-]*://[^/
 _PASSWORD = re.compile(r"[^/]*://[^/@]*:[^/]*@")
 
 
-def checked_path(path: str) -> str:
-    """Return `path` without a slash at its end; raises `ValueError` for one that is no place."""
+def checked_place(path: str) -> None:
+    """Raise `ValueError` for a path that is no place, or holds a password."""
     if _PASSWORD.match(path):
         raise ValueError("must not hold a password; name an Airflow connection: s3://conn_id@…")
     if not _PLACE.fullmatch(path):
         raise ValueError("must be a URI such as s3://bucket/labels, or an absolute path")
+
+
+def checked_path(path: str) -> str:
+    """Return `path` without a slash at its end; raises `ValueError` for one that is no folder."""
+    checked_place(path)
     if any(mark in path for mark in "*?[") or ".." in path.split("/"):
         raise ValueError("must name one folder: no *, ?, [ and no ..")
     return path.rstrip("/")
@@ -41,7 +46,7 @@ def dataset_at(path: str, remote: Callable[[str], Any] | None = None) -> Artifac
     if "://" not in path:
         return Artifacts(Path(path))
     if remote is None:
-        from upath import UPath
+        from include.object_storage import remote_path
 
-        remote = UPath
+        remote = remote_path
     return Artifacts(remote(path))

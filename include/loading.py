@@ -28,16 +28,20 @@ from include.classification import State
 from include.column_types import column_texts
 from include.database_errors import database_errors
 from include.errors import TransientError
+from include.left_out import LeftOut
 from include.outcome_columns import CHUNK_ROWS, text_array, text_scalar
 from include.retry_plan import is_terminal
 from include.row_identity import key_digest, key_json
+from include.shared_rows import Followers
 from include.table_writers import writer_of
 from include.target_table import Family, create_tables, key_families
+from include.vector_arrays import is_packed, rows_at_once, unpacked
 
 if TYPE_CHECKING:
     from include.job_spec import JobSpec
 
 LOAD_ATTEMPTS = 5
+BATCH_BYTES = 4 << 20  # of vectors that are held at once
 LOOKUP_IDS = 1_000  # custom_ids in one question
 STATE_FAILURE_COLUMNS = ["_reason", "_error_code", "_error_message"]
 
@@ -65,6 +69,27 @@ class RoundFiles:
     round: int
     outcome_files: tuple[str, ...]
     batch_ids: tuple[str, ...]
+    shared_file: str | None = None  # rows that share outcomes of the run
+    left_out_file: str | None = None  # rows that the next round could not send
+    over_budget: str | None = None  # why a budget did not let the next round begin
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """The run that a load is of, as every line in a target names it."""
+
+    run_id: str
+    interval_start: datetime
+    interval_end: datetime
+
+    def columns(self, spec: JobSpec) -> dict[str, Any]:
+        """Return the columns that are the same in all lines of the run."""
+        return {
+            "_model": spec.request.model,
+            "_run_id": self.run_id,
+            "_interval_start": self.interval_start.astimezone(UTC),
+            "_interval_end": self.interval_end.astimezone(UTC),
+        }
 
 
 @dataclass(frozen=True)
@@ -85,40 +110,26 @@ class LoadReport:
         """The rows of the source that have found their end."""
         return self.loaded + self.failed
 
-    @property
-    def unchanged(self) -> int:
-        """Lines of both tables that already were as they should be."""
-        lines = self.loaded + self.failure_lines
-        return lines - self.changed_results - self.changed_failures
 
-
-def load_run(
-    engine: Engine,
-    spec: JobSpec,
-    *,
-    run_id: str,
-    interval_start: datetime,
-    interval_end: datetime,
-    rounds: Sequence[RoundFiles],
-    rejected_file: str | None,
-    artifacts: Artifacts,
-) -> LoadReport:
+def load_run(engine: Engine, run: LoadedRun, files: RunFiles) -> LoadReport:
     """Load a run in one transaction; a row still open after the last round counts as failed.
 
     Raises `ConfigurationError` for tables that do not fit or may not be written, `TransientError`
     when the database stays away or busy, `PermanentError` when it refuses the values.
     """
-    files = RunFiles(spec, tuple(rounds), rejected_file, artifacts)
     keys = files.key_families()
     if keys is None:
         return LoadReport(0, 0, 0, 0, 0)
-    constants = {
-        "_model": spec.request.model,
-        "_run_id": run_id,
-        "_interval_start": interval_start.astimezone(UTC),
-        "_interval_end": interval_end.astimezone(UTC),
-    }
-    return retried(lambda: _load(engine, spec, keys, files, constants))
+    return retried(lambda: _load(engine, keys, files, run.columns(files.spec)))
+
+
+def check_tables(engine: Engine, spec: JobSpec, found: pa.Schema) -> None:
+    """Create the tables for keys of the types in `found`, or check those that are there.
+
+    Raises what `load_run` would raise for them.
+    """
+    with database_errors(engine, spec.target.table):
+        create_tables(engine, spec, key_families(spec, found))
 
 
 def retried(load: Callable[[], LoadReport]) -> LoadReport:
@@ -133,14 +144,10 @@ def retried(load: Callable[[], LoadReport]) -> LoadReport:
 
 
 def _load(
-    engine: Engine,
-    spec: JobSpec,
-    keys: Mapping[str, Family],
-    files: RunFiles,
-    constants: Mapping[str, Any],
+    engine: Engine, keys: Mapping[str, Family], files: RunFiles, constants: Mapping[str, Any]
 ) -> LoadReport:
-    with database_errors(engine, spec.target.table):
-        tables = create_tables(engine, spec, keys)
+    with database_errors(engine, files.spec.target.table):
+        tables = create_tables(engine, files.spec, keys)
         now = datetime.now(UTC)
         with engine.begin() as connection:
             writer = writer_of(connection, tables)
@@ -180,6 +187,11 @@ class RunFiles:
     rejected_file: str | None
     artifacts: Artifacts
 
+    @property
+    def last_round(self) -> int:
+        """The number of the last round, 0 for a run without any."""
+        return max((one.round for one in self.rounds), default=0)
+
     def key_families(self) -> dict[str, Family] | None:
         """Return the families of the key, or None when the run has no files."""
         schema = self.schema()
@@ -199,49 +211,85 @@ class RunFiles:
         done = text_scalar(State.SUCCEEDED)
         names = [*tables.key, *tables.outputs, "_custom_id"]
         for one in self.rounds:
-            for path in one.outcome_files:
-                for batch in self._batches(path, [*names, "_state"]):
-                    found = batch.filter(pc.equal(batch.column("_state"), done)).select(names)
-                    yield _with_text_keys(found, tables.text_keys)
+            for _, batch in self._outcomes(one, [*names, "_state"], tables):
+                found = batch.filter(pc.equal(batch.column("_state"), done)).select(names)
+                yield _with_vectors(_with_text_keys(found, tables.text_keys))
 
     def failures(self, tables: RowShape) -> Iterator[pa.RecordBatch]:
         """Yield the rows that failed, were left over after the last round, or were rejected."""
-        last = max((one.round for one in self.rounds), default=0)
         for one in self.rounds:
             states = [
                 text_scalar(state)
                 for state in (State.FAILED, State.RETRY)
-                if is_terminal(state, round_number=one.round, last_round=last)
+                if is_terminal(state, round_number=one.round, last_round=self.last_round)
             ]
-            for path, batch_id in zip(one.outcome_files, one.batch_ids, strict=True):
-                yield from self._failed(path, states, tables, (one.round, batch_id))
+            yield from self._failed(one, states, tables)
         if self.rejected_file:
-            for batch in self._batches(self.rejected_file, None):
+            for batch in self.batches(self.rejected_file):
                 yield _failure_lines(batch, tables, (0, None))
 
     def _failed(
-        self,
-        path: str,
-        states: Sequence[pa.Scalar],
-        tables: RowShape,
-        origin: tuple[int, str | None],
+        self, one: RoundFiles, states: Sequence[pa.Scalar], tables: RowShape
     ) -> Iterator[pa.RecordBatch]:
         names = [*tables.key, "_custom_id", "_state", *STATE_FAILURE_COLUMNS]
-        for batch in self._batches(path, names):
+        for batch_id, batch in self._outcomes(one, names, tables):
             for state in states:
                 found = batch.filter(pc.equal(batch.column("_state"), state))
                 if found.num_rows:
-                    yield _failure_lines(found, tables, origin)
+                    yield _failure_lines(found, tables, (one.round, batch_id))
 
-    def _batches(self, path: str, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    def _outcomes(
+        self, one: RoundFiles, names: list[str], tables: RowShape
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Yield each batch's id with its outcomes, and with those of rows that share them."""
+        followers = None
+        if one.shared_file is not None:
+            shared = self.batches(one.shared_file)
+            followers, names = Followers(shared, tables.key), [*names, "_row"]
+        judged, names = self._judge(one, names)
+        for path, batch_id in zip(one.outcome_files, one.batch_ids, strict=True):
+            for batch in self.batches(path, names):
+                yield batch_id, judged(batch)
+                for copy in followers.of(batch) if followers else ():
+                    yield batch_id, judged(copy)
+
+    def _judge(
+        self, one: RoundFiles, names: list[str]
+    ) -> tuple[Callable[[pa.RecordBatch], pa.RecordBatch], list[str]]:
+        """Return how outcomes are changed by what the next round left out, and the columns."""
+        is_complete = one.left_out_file is None and one.over_budget is None
+        if is_complete or "_reason" not in names:
+            return lambda batch: batch, names
+        return self.left_out(one).judged, list(dict.fromkeys([*names, "_row"]))
+
+    def left_out(self, one: RoundFiles) -> LeftOut:
+        """Return the rows of a round that the next one could not send."""
+        rejected = self.batches(one.left_out_file) if one.left_out_file else ()
+        return LeftOut(rejected, one.over_budget)
+
+    def batches(self, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of one file, with these columns or all."""
         with self.artifacts.open(path) as stream:
-            yield from pq.ParquetFile(stream).iter_batches(CHUNK_ROWS, columns=columns)
+            file = pq.ParquetFile(stream)
+            kinds = [
+                one.type for one in file.schema_arrow if columns is None or one.name in columns
+            ]
+            rows = rows_at_once(kinds, CHUNK_ROWS, BATCH_BYTES)
+            yield from file.iter_batches(rows, columns=columns)
 
 
 def _with_text_keys(batch: pa.RecordBatch, names: Iterable[str]) -> pa.RecordBatch:
     for name in names:
         texts = text_array(column_texts(batch.column(name)))
         batch = batch.set_column(batch.schema.get_field_index(name), name, texts)
+    return batch
+
+
+def _with_vectors(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return `batch` with its packed vectors as lists of numbers."""
+    for at, field in enumerate(batch.schema):
+        if is_packed(field.type):
+            batch = batch.set_column(at, field.name, unpacked(batch.column(at)))
     return batch
 
 
@@ -296,54 +344,3 @@ def _known(connection: sa.Connection, table: str, custom_ids: Sequence[str]) -> 
         yield from connection.scalars(
             query, {"wanted": list(custom_ids[start : start + LOOKUP_IDS])}
         )
-
-
-def failed_custom_ids(
-    engine: Engine, spec: JobSpec, *, interval_start: datetime, interval_end: datetime
-) -> Iterator[str]:
-    """Yield the `custom_id` of every failed row of a partition."""
-    table = _named(spec.target.failures_table, "_custom_id")
-    query = sa.select(table.c["_custom_id"]).where(
-        *_within(engine, table, interval_start, interval_end)
-    )
-    with database_errors(engine, table.name), engine.connect() as connection:
-        if sa.inspect(connection).has_table(table.name):
-            yield from connection.execution_options(yield_per=CHUNK_ROWS).scalars(query)
-
-
-def count_rows(
-    engine: Engine,
-    spec: JobSpec,
-    *,
-    interval_start: datetime | None = None,
-    interval_end: datetime | None = None,
-) -> tuple[int, int]:
-    """Return the lines of the results and failures table, of one partition or of all."""
-    counts = []
-    with database_errors(engine, spec.target.table), engine.connect() as connection:
-        for name in (spec.target.table, spec.target.failures_table):
-            if not sa.inspect(connection).has_table(name):
-                counts.append(0)
-                continue
-            table = _named(name)
-            where = _within(engine, table, interval_start, interval_end)
-            query = sa.select(sa.func.count()).select_from(table).where(*where)
-            counts.append(connection.scalar(query) or 0)
-    return counts[0], counts[1]
-
-
-def _named(name: str, *columns: str) -> sa.TableClause:
-    names = (*columns, "_interval_start", "_interval_end")
-    return sa.table(name, *(sa.column(column) for column in names))
-
-
-def _within(
-    engine: Engine, table: sa.TableClause, start: datetime | None, end: datetime | None
-) -> list[sa.ColumnElement[bool]]:
-    edges = (("_interval_start", start), ("_interval_end", end))
-    as_text = engine.dialect.name == "sqlite"
-    return [
-        table.c[name] == (edge.astimezone(UTC).isoformat() if as_text else edge)
-        for name, edge in edges
-        if edge is not None
-    ]

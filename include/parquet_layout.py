@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from include.answer_schema import output_columns
 from include.arrow_columns import TIMESTAMP_UTC, text_array, typed_array
 from include.artifacts import Artifacts
 from include.column_types import column_texts
 from include.dataset_path import PARTITION_COLUMN
 from include.errors import ConfigurationError
-from include.outcome_columns import ARROW_TYPES
+from include.outcome_columns import arrow_type
+from include.output_columns import request_columns
 from include.target_table import FAILURE_COLUMNS, OWN_FAMILIES, RESULT_COLUMNS, Family
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def layout_of(
     )
     keys = {name: found.field(name).type for name in spec.source.key}
     keys |= dict.fromkeys(text_keys, pa.string())
-    columns = output_columns(spec.request.output_schema)
-    outputs = {column.name: ARROW_TYPES[column.kind] for column in columns}
+    outputs = {column.name: arrow_type(column) for column in request_columns(spec.request)}
     before = _other_columns(old.get(RESULTS), {*keys, *RESULT_COLUMNS})
     _check_types(spec, before, outputs, dataset)
     return Layout(

@@ -35,7 +35,7 @@ from include.digest_set import (
     digests_of_hex,
 )
 from include.errors import ConfigurationError, TransientError
-from include.loading import LoadReport, RoundFiles, RunFiles, retried
+from include.loading import BATCH_BYTES, LoadedRun, LoadReport, RunFiles, retried
 from include.outcome_columns import CHUNK_ROWS
 from include.parquet_layout import (
     FAILURES,
@@ -50,6 +50,7 @@ from include.parquet_layout import (
 )
 from include.row_identity import key_digest, key_json
 from include.table_writers import UNCOMPARED
+from include.vector_arrays import as_binary, is_vector, rows_at_once
 
 if TYPE_CHECKING:
     from include.job_spec import JobSpec
@@ -58,41 +59,33 @@ GROUP_ROWS = 100_000
 GROUP_BYTES = 32 << 20  # of Arrow data, before a row group is written
 
 
-def load_dataset(
-    dataset: Artifacts,
-    spec: JobSpec,
-    *,
-    run_id: str,
-    interval_start: datetime,
-    interval_end: datetime,
-    rounds: Sequence[RoundFiles],
-    rejected_file: str | None,
-    artifacts: Artifacts,
-) -> LoadReport:
+def load_dataset(dataset: Artifacts, run: LoadedRun, files: RunFiles) -> LoadReport:
     """Load a run; a row still open after the last round counts as failed.
 
     Results are replaced a moment before failures: a load that dies between the two is made whole
     by the next one. Raises `ConfigurationError` for files that do not fit or may not be written,
     `TransientError` when other loads of the same interval keep coming first.
     """
-    files = RunFiles(spec, tuple(rounds), rejected_file, artifacts)
     found = files.schema()
     if found is None:
         return LoadReport(0, 0, 0, 0, 0)
-    constants = {
-        "_model": spec.request.model,
-        "_run_id": run_id,
-        "_interval_start": interval_start.astimezone(UTC),
-        "_interval_end": interval_end.astimezone(UTC),
-    }
 
     def load() -> LoadReport:
-        partition = _Partition(dataset, interval_start)
-        layout = layout_of(spec, found, partition.schemas, dataset)
+        partition = _Partition(dataset, run.interval_start)
+        layout = layout_of(files.spec, found, partition.schemas, dataset)
+        constants = run.columns(files.spec)
         return _load(partition, _NewRows(files, layout, constants, datetime.now(UTC)))
 
-    with _storage_errors(spec):
+    with _storage_errors(files.spec):
         return retried(load)
+
+
+def check_dataset(
+    dataset: Artifacts, spec: JobSpec, found: pa.Schema, interval_start: datetime
+) -> None:
+    """Raise what `load_dataset` would raise for the files of an interval that are there."""
+    with _storage_errors(spec):
+        layout_of(spec, found, _Partition(dataset, interval_start).schemas, dataset)
 
 
 def known_requests(
@@ -121,15 +114,6 @@ def ended_keys(
         DigestSet(key_digests(batch, key) for batch in results),
         DigestSet(digests_of_hex(batch.column(0).to_pylist()) for batch in failures),
     )
-
-
-def count_rows(dataset: Artifacts, interval_start: datetime) -> tuple[int, int]:
-    """Return the lines of the results and the failures of an interval."""
-    counts = []
-    for kind in (RESULTS, FAILURES):
-        with opened(dataset, part_path(kind, interval_start)) as file:
-            counts.append(0 if file is None else file.metadata.num_rows)
-    return counts[0], counts[1]
 
 
 def key_digests(batch: pa.RecordBatch, key: Sequence[str]) -> Digests:
@@ -177,7 +161,8 @@ class _Partition:
         """Yield the old rows, with the columns of `schema`."""
         with opened(self.dataset, self._paths[kind]) as file:
             if file is not None:
-                for batch in file.iter_batches(CHUNK_ROWS):
+                rows = rows_at_once(file.schema_arrow.types, CHUNK_ROWS, BATCH_BYTES)
+                for batch in file.iter_batches(rows):
                     yield conformed(batch, schema, {})
 
     @contextmanager
@@ -213,7 +198,15 @@ class _NewFile:
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
         self._schema = schema.with_metadata({VERSION: uuid4().hex})
-        self._writer = pq.ParquetWriter(stream, self._schema, compression="zstd")
+        plain = [field.name for field in schema if not is_vector(field.type)]
+        self._writer = pq.ParquetWriter(
+            stream,
+            self._schema,
+            compression="zstd",
+            # All numbers of vectors differ: to look for repeats and extremes costs the most.
+            use_dictionary=plain,
+            write_statistics=plain,
+        )
         self._pending: list[pa.RecordBatch] = []
         self.added = 0
         self.dropped = 0
@@ -370,5 +363,7 @@ def _row_digests(batch: pa.RecordBatch) -> Digests:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Return times as numbers: as Python objects they cost more than all other columns."""
+    """Return times as numbers, vectors as bytes: Python objects of them cost more than the rest."""
+    if is_vector(column.type):
+        return as_binary(column)
     return column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column

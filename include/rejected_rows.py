@@ -20,8 +20,9 @@ from include.row_stream import Rows
 
 # What extract finds; the other reasons come with a message of their own.
 MESSAGES = {
-    "null_key": "a key column is null; fill it, or leave such rows out in the SQL",
-    "duplicate_key": "the SQL returns several rows with this key; none of them was sent",
+    "null_key": "a key column is null; fill it, or leave such rows out of the source",
+    "duplicate_key": "the source has several rows with this key; none of them was sent",
+    "broken_row": "a line of the source is no row; the log of extract says which",
     "bad_text": "a text of this row is not valid Unicode (undecodable bytes or a lone surrogate)",
 }
 
@@ -45,8 +46,10 @@ def rejections_by_row(batches: list[pa.RecordBatch]) -> dict[int, Rejection]:
     found = {}
     for batch in batches:
         columns = (batch.column(name).to_pylist() for name in batch.schema.names)
-        for row, reason, source_rows in zip(*columns, strict=True):
-            found[row] = Rejection(reason, MESSAGES[reason], source_rows)
+        for row, reason, source_rows, *message in zip(*columns, strict=True):
+            # Files of an earlier release have no messages.
+            said = next((text for text in message if text), MESSAGES[reason])
+            found[row] = Rejection(reason, said, source_rows)
     return found
 
 

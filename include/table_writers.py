@@ -21,6 +21,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from include.target_table import TargetTables
+from include.vector_arrays import as_binary, as_texts, is_vector
+from include.vector_column import VectorType, brackets
 
 COPY_BYTES = 1 << 20
 DELETE_ROWS = 1_000
@@ -121,7 +123,8 @@ class PostgresWriter(TableWriter):
             f"CREATE TEMPORARY TABLE {staging} ON COMMIT DROP AS "  # noqa: S608 - quoted
             f"SELECT {self._list(names)} FROM {self._quoted(table.name)} WITH NO DATA"
         )
-        rows = self._copy(f"COPY {staging} ({self._list(names)}) FROM STDIN (FORMAT csv)", batches)
+        texts = (_with_vector_texts(table, batch) for batch in batches)
+        rows = self._copy(f"COPY {staging} ({self._list(names)}) FROM STDIN (FORMAT csv)", texts)
         return rows, self._insert(table, names, constants) if rows else 0
 
     def drop_results_that_failed(self) -> None:
@@ -288,6 +291,8 @@ class SqliteWriter(_RowWriter):
         )
 
     def _values(self, column: pa.Array) -> list[Any]:
+        if is_vector(column.type):
+            column = as_binary(column)
         values: list[Any] = column.to_pylist()
         if pa.types.is_temporal(column.type):
             return [_sqlite_value(value) for value in values]
@@ -301,13 +306,15 @@ class AnyWriter(_RowWriter):
         """Do what `TableWriter.upsert` promises."""
         rows = 0
         for batch in batches:
-            values = [{**row, **constants} for row in batch.to_pylist()]
+            texts = _with_vector_texts(table, batch)
+            key, found = self._key(table), texts.to_pylist()
+            # A key can be in the rejected file once for each reason.
+            values = {tuple(row[name] for name in key): {**row, **constants} for row in found}
             self._note_failed(table, batch)
-            rows += len(values)
+            rows += len(found)
             if values:
-                key = self._key(table)
-                self._delete(table, key, [tuple(row[name] for name in key) for row in values])
-                self._connection.execute(sa.insert(table), values)
+                self._delete(table, key, list(values))
+                self._connection.execute(sa.insert(table), list(values.values()))
         return rows, rows
 
     def drop_results_that_failed(self) -> None:
@@ -327,6 +334,16 @@ class AnyWriter(_RowWriter):
             part = values[start : start + DELETE_ROWS]
             rows = [dict(zip(names, row, strict=True)) for row in part]
             self._connection.execute(statement, rows)
+
+
+def _with_vector_texts(table: sa.Table, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return `batch` with its vectors as the texts that the database takes."""
+    for at, field in enumerate(batch.schema):
+        if is_vector(field.type):
+            kind = table.c[field.name].type
+            marks = brackets(kind) if isinstance(kind, VectorType) else ("[", "]")
+            batch = batch.set_column(at, field.name, as_texts(batch.column(at), *marks))
+    return batch
 
 
 def _sqlite_value(value: Any) -> Any:

@@ -13,7 +13,9 @@ SQLite has no time types: dates and times are ISO 8601 texts there, times in UTC
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -22,8 +24,9 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from include.answer_schema import Kind, output_columns
 from include.errors import ConfigurationError
+from include.output_columns import Kind, OutputColumn, request_columns
+from include.vector_column import VectorType, declared_types, prefers_pgvector, vector_problem
 
 if TYPE_CHECKING:
     from include.job_spec import JobSpec
@@ -128,7 +131,8 @@ def create_tables(engine: Engine, spec: JobSpec, keys: Mapping[str, Family]) -> 
     Nothing is ever altered. Raises `ConfigurationError` naming table, column, what was found and
     what was expected.
     """
-    tables = target_tables(spec, keys)
+    form = _vector_form(engine, spec)
+    tables = target_tables(spec, keys, is_pgvector=form)
     names = [tables.results.name, tables.failures.name]
     if not all(sa.inspect(engine).has_table(name) for name in names):
         _create(engine, tables)
@@ -137,7 +141,7 @@ def create_tables(engine: Engine, spec: JobSpec, keys: Mapping[str, Family]) -> 
     text_keys = frozenset(
         name for name, family in keys.items() if _is_text_key(engine, family, have.get(name))
     )
-    tables = target_tables(spec, keys, text_keys)
+    tables = target_tables(spec, keys, text_keys, is_pgvector=form)
     problems = [
         problem
         for table in (tables.results, tables.failures)
@@ -161,18 +165,31 @@ def _is_text_key(engine: Engine, family: Family, found: Family | None) -> bool:
     return family is not Family.TEXT and found is Family.TEXT
 
 
+def _vector_form(engine: Engine, spec: JobSpec) -> bool:
+    """Tell whether the job's vectors are, or are to be, of pgvector's type."""
+    return any(
+        prefers_pgvector(engine, spec.target.table, column.name, column.size)
+        for column in request_columns(spec.request)
+        if column.kind is Kind.VECTOR
+    )
+
+
 def target_tables(
-    spec: JobSpec, keys: Mapping[str, Family], text_keys: frozenset[str] = frozenset()
+    spec: JobSpec,
+    keys: Mapping[str, Family],
+    text_keys: frozenset[str] = frozenset(),
+    *,
+    is_pgvector: bool = False,
 ) -> TargetTables:
     """Describe the tables of a job, without a database."""
     metadata = sa.MetaData()
     families = {name: Family.TEXT if name in text_keys else keys[name] for name in spec.source.key}
-    outputs = output_columns(spec.request.output_schema)
+    outputs = request_columns(spec.request)
     results = sa.Table(
         spec.target.table,
         metadata,
         *(sa.Column(name, TYPES[kind], primary_key=True) for name, kind in families.items()),
-        *(sa.Column(name, TYPES[OUTPUT_FAMILIES[kind]]) for name, kind in outputs),
+        *(sa.Column(one.name, _output_type(one, is_pgvector=is_pgvector)) for one in outputs),
         *(_own_column(name) for name in RESULT_COLUMNS),
     )
     failures = sa.Table(
@@ -187,6 +204,12 @@ def target_tables(
         sa.Index(_index_name(table.name), table.c["_custom_id"], postgresql_using="hash")
     names = tuple(column.name for column in outputs)
     return TargetTables(results, failures, spec.source.key, names, text_keys)
+
+
+def _output_type(column: OutputColumn, *, is_pgvector: bool) -> sa.types.TypeEngine[Any]:
+    if column.kind is Kind.VECTOR:
+        return VectorType(column.size, is_pgvector=is_pgvector)
+    return TYPES[OUTPUT_FAMILIES[column.kind]]
 
 
 def _own_column(name: str) -> sa.Column[Any]:
@@ -204,23 +227,26 @@ def _index_name(table: str) -> str:
 
 def _create(engine: Engine, tables: TargetTables) -> None:
     """Create what is missing; another run may do the same at this moment."""
-    try:
-        tables.results.metadata.create_all(engine)
-    except sa.exc.DBAPIError:
-        inspector = sa.inspect(engine)
-        if not all(inspector.has_table(name) for name in tables.results.metadata.tables):
-            raise
+    metadata = tables.results.metadata
+    for _ in metadata.tables:
+        with suppress(sa.exc.DBAPIError):  # another run was quicker with one of them
+            metadata.create_all(engine)
+            return
+    metadata.create_all(engine)
 
 
 def _found_families(engine: Engine, table: str) -> dict[str, Family]:
-    return {found["name"]: _sql_family(found["type"]) for found in _columns(engine, table)}
+    return {found["name"]: sql_family(found["type"]) for found in _columns(engine, table)}
 
 
 def _columns(engine: Engine, table: str) -> Sequence[Any]:
-    return sa.inspect(engine).get_columns(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sa.exc.SAWarning)  # a type of an extension: judged below
+        return sa.inspect(engine).get_columns(table)
 
 
-def _sql_family(kind: sa.types.TypeEngine[Any]) -> Family:
+def sql_family(kind: sa.types.TypeEngine[Any]) -> Family:
+    """Return the family of a column's type."""
     if isinstance(kind, sa.DateTime):
         return Family.AWARE_TIME if kind.timezone else Family.TIME
     known: list[tuple[type[Any], Family]] = [
@@ -237,8 +263,9 @@ def _sql_family(kind: sa.types.TypeEngine[Any]) -> Family:
 
 def _problems(engine: Engine, table: sa.Table, found: Mapping[str, Family]) -> list[str]:
     expected = {
-        column.name: _sql_family(column.type.dialect_impl(engine.dialect))
+        column.name: sql_family(column.type.dialect_impl(engine.dialect))
         for column in table.columns
+        if not isinstance(column.type, VectorType)
     }
     problems = [
         f"table {table.name}, column {name}: found {found.get(name, 'no such column')}, "
@@ -246,11 +273,23 @@ def _problems(engine: Engine, table: sa.Table, found: Mapping[str, Family]) -> l
         for name, family in expected.items()
         if found.get(name) != family and found.get(name) not in WIDER.get(family, ())
     ]
+    problems += _vector_problems(engine, table)
     return problems + [
         f"table {table.name}, column {column['name']}: found a mandatory column without default, "
         "expected none besides those of the job"
         for column in _columns(engine, table.name)
-        if column["name"] not in expected and not column["nullable"] and not column.get("default")
+        if column["name"] not in table.c and not column["nullable"] and not column.get("default")
+    ]
+
+
+def _vector_problems(engine: Engine, table: sa.Table) -> list[str]:
+    kinds = {one.name: one.type for one in table.columns if isinstance(one.type, VectorType)}
+    if not kinds:
+        return []
+    found = declared_types(engine, table.name)
+    judged = {name: vector_problem(engine, kind, found.get(name)) for name, kind in kinds.items()}
+    return [
+        f"table {table.name}, column {name}: {wrong}" for name, wrong in judged.items() if wrong
     ]
 
 
