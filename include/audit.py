@@ -21,14 +21,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from include.artifacts import Artifacts
+from include.batch_ownership import Ownership
 from include.batch_status import BatchStatus
 from include.column_types import column_texts
 from include.errors import NotThereError
+from include.figures import counted, noun
 from include.job_spec import JobSpec
 from include.ledger import Ledger
 from include.ledger_records import EDGES, Batch, BatchState, Run, RunState
 from include.parquet_target import ended_keys, key_digests
+from include.queue_target import ended_requests
 from include.result_lines import read_lines
+from include.round_files import REJECTED_FILE, beside
 from include.row_identity import key_digest, key_json
 from include.snapshot import Snapshot
 from include.target_table import TargetTables, create_tables, key_families
@@ -73,7 +77,7 @@ def audit(
         *_of_listing(run, batches, ledger, api, skew),
         *_of_lines(batches, artifacts),
         *_of_history(run, batches, ledger),
-        *_of_bounds(run, batches, ledger),
+        *_of_bounds(run, batches, ledger, artifacts),
     ]
 
 
@@ -84,7 +88,9 @@ def _of_rows(run: Run, artifacts: Artifacts, target: Engine | Artifacts) -> Iter
         return
     ended = run.loaded + run.failed + run.reused
     if ended != run.rows:
-        yield Finding("I1", f"{run}: {run.rows} rows, but {ended} loaded, failed or reused.")
+        yield Finding(
+            "I1", f"{run}: {counted(run.rows, 'row')}, but {ended} loaded, failed or reused."
+        )
     if run.rows:
         yield from _of_keys(run, Snapshot.from_json(run.snapshot), artifacts, target)
 
@@ -109,9 +115,9 @@ def _of_keys(
         if rows:
             yield Finding(
                 "I1",
-                f"{run}: {len(rows)} rows are {problem} of {spec.target.results_place} and "
-                f"{spec.target.failures_place}, the first at positions {rows[:SHOWN]} of its "
-                "snapshot.",
+                f"{run}: {counted(len(rows), 'row is', 'rows are')} {problem} of "
+                f"{spec.target.results_place} and {spec.target.failures_place}, the first "
+                f"at positions {rows[:SHOWN]} of its snapshot.",
             )
 
 
@@ -129,6 +135,9 @@ def _look_up(
 
         yield found
         return
+    if spec.queue is not None:
+        yield lambda keys: ended_requests(target, run.run_id, keys.column(0).to_pylist())
+        return
     with target.connect() as connection:
         tables = create_tables(target, spec, key_families(spec, schema))
         yield lambda keys: _found(connection, tables, keys)
@@ -141,14 +150,14 @@ def _found(connection: Connection, tables: TargetTables, keys: pa.RecordBatch) -
     column = tables.failures.c["_key"]
     query = sa.select(column).where(column.in_(digests))
     failures = set(connection.scalars(query))
-    values = _stored(connection, tables, keys)
+    values = stored_keys(connection, tables, keys)
     columns = [tables.results.c[name] for name in tables.key]
     rows = connection.execute(sa.select(*columns).where(sa.tuple_(*columns).in_(values)))
     results = {tuple(row) for row in rows}
     return [value in results for value in values], [one in failures for one in digests]
 
 
-def _stored(
+def stored_keys(
     connection: Connection, tables: TargetTables, keys: pa.RecordBatch
 ) -> list[tuple[Any, ...]]:
     """Return the keys as the results table holds them."""
@@ -184,12 +193,14 @@ def _of_listing(
         return
     ours = {one.batch_id for one in batches}
     extra = {one["batch_id"] for one in ledger.duplicates([one.submission_id for one in batches])}
+    ownership = Ownership(ledger, [one.submission_id for one in batches])
     listed = set()
     for view in api.newest(min(intents) - skew):
         listed.add(view.batch_id)
         if view.status == BatchStatus.FAILED and not view.done:
             continue
-        if view.metadata.get("run_id") == run.run_id and view.batch_id not in ours | extra:
+        is_ours = ownership.of(view) is not None or view.metadata.get("run_id") == run.run_id
+        if is_ours and view.batch_id not in ours | extra:
             yield Finding("I3", f"{run}: the ledger does not know {view.batch_id} ({view.status}).")
     for one in batches:
         if one.batch_id is None:
@@ -209,12 +220,14 @@ def _of_lines(batches: Sequence[Batch], artifacts: Artifacts) -> Iterator[Findin
     """I5: each line of the result files is an outcome, quarantined, a duplicate or blank."""
     for one in batches:
         outcomes = one.succeeded + one.retry + one.failed
+        sent = counted(one.requests, "request")
         if one.state == BatchState.COLLECTED and outcomes != one.requests:
-            yield Finding("I5", f"{one}: {one.requests} requests, but {outcomes} outcomes.")
+            yield Finding("I5", f"{one}: {sent}, but {counted(outcomes, 'outcome')}.")
         lines = sum(_lines_of(artifacts, path) for path in _result_files(one))
         known = outcomes - one.missing + one.quarantined + one.duplicates
         if lines != known:
-            yield Finding("I5", f"{one}: its files have {lines} lines, {known} are accounted for.")
+            held = f"its files have {counted(lines, 'line')}"
+            yield Finding("I5", f"{one}: {held}, {noun(known, 'is', 'are')} accounted for.")
 
 
 def _result_files(batch: Batch) -> list[str]:
@@ -247,24 +260,42 @@ def _of_history(run: Run, batches: Sequence[Batch], ledger: Ledger) -> Iterator[
             yield Finding("I7", f"{one} moved where no edge is: {wrong}.")
 
 
-def _of_bounds(run: Run, batches: Sequence[Batch], ledger: Ledger) -> Iterator[Finding]:
-    """I8: no more rounds than allowed, each with the rows that the one before left open."""
+def _rejected(number: int, batches: Sequence[Batch], artifacts: Artifacts) -> int:
+    """Return how many rows the build of a round has rejected."""
+    path = beside(batches, number, REJECTED_FILE)
+    if path is None or not artifacts.exists(path):
+        return 0
+    with artifacts.open(path) as stream:
+        return int(pq.ParquetFile(stream).metadata.num_rows)
+
+
+def _of_bounds(
+    run: Run, batches: Sequence[Batch], ledger: Ledger, artifacts: Artifacts
+) -> Iterator[Finding]:
+    """I8: no more rounds than allowed, each with the rows that the one before left open.
+
+    Those that it could not send are in its rejected file.
+    """
     spec = JobSpec.from_json(run.spec)
     rounds = ledger.rounds(run.run_id)
     numbers = [one.round for one in rounds]
     if numbers != list(range(1, len(rounds) + 1)) or len(rounds) > spec.retry.rounds:
         yield Finding("I8", f"{run}: rounds {numbers}, but {spec.retry.rounds} are allowed.")
     for before, after in pairwise(rounds):
+        refused = 0
         if after.requests != before.retry:
+            refused = _rejected(after.round, batches, artifacts)
+        if after.requests + refused != before.retry:
             yield Finding(
                 "I8",
-                f"{run}: round {before.round} left {before.retry} rows open, round {after.round} "
-                f"sent {after.requests}.",
+                f"{run}: round {before.round} left {counted(before.retry, 'row')} open, "
+                f"round {after.round} sent {after.requests:,} and refused {refused:,}.",
             )
     for one in rounds:
         sent = sum(batch.requests for batch in batches if batch.round == one.round)
+        rows = counted(one.requests, "row")
         if sent != one.requests:
-            yield Finding("I8", f"{run}: round {one.round} of {one.requests} rows sent {sent}.")
+            yield Finding("I8", f"{run}: round {one.round} of {rows} sent {sent:,}.")
     estimate, limit = run.estimate_usd, spec.budget.max_usd
     if limit is not None and estimate is not None and estimate > limit:
         yield Finding("I8", f"{run}: its estimate ${estimate} is above the budget ${limit}.")

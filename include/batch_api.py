@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import openai
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
-from include import batch_status
-from include.batch_view import PAGE, BatchProblem, BatchView, lost
+from include.batch_view import PAGE, BatchProblem, BatchView, StoredFile, lost, moment
 from include.errors import (
     ConfigurationError,
     InputFileNotReadyError,
     LLMBatchError,
+    NotOfferedError,
     NotThereError,
     PermanentError,
     RateLimitedError,
@@ -32,30 +31,35 @@ from include.errors import (
     TransientError,
     UnknownOutcomeError,
 )
+from include.provider import OPENAI, TOKEN_LIMIT, ProviderProfile
 
 CHUNK = 1 << 20  # bytes read from a download at a time
 TRIES = 5  # of a call that is safe to repeat
 FIRST_PAUSE = 0.5  # seconds before the second try; doubles
 LONGEST_PAUSE = 20.0  # seconds
+FILES_PAGE = 1_000  # files per list call; the API takes up to 10,000
 CREATE_TIMEOUT = 60.0  # seconds that one POST /batches may take
 MISSING_FILE = ("file_not_found", "invalid_file_id", "no_such_file")
-OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+NOT_OFFERED = (405, 501)  # HTTP: the server has no such call
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 Result = TypeVar("Result")
 
 
-def view(batch: Any) -> BatchView:
+def view(batch: Any, profile: ProviderProfile = OPENAI) -> BatchView:
     """Return what matters of an SDK `Batch`."""
-    return view_of(batch.to_dict(warnings=False))
+    return view_of(batch.to_dict(warnings=False), profile)
 
 
-def view_of(batch: Mapping[str, Any]) -> BatchView:
+def view_of(batch: Mapping[str, Any], profile: ProviderProfile = OPENAI) -> BatchView:
     """Return what matters of a batch; servers in the wild leave out whatever they like."""
     counts, errors = batch.get("request_counts") or {}, batch.get("errors") or {}
     return BatchView(
         batch_id=batch["id"],
-        status=batch_status.normal(batch.get("status")),
-        created_at=datetime.fromtimestamp(batch.get("created_at") or 0, UTC),
+        status=profile.status(batch.get("status")),
+        created_at=moment(batch.get("created_at")),
         input_file_id=batch.get("input_file_id") or None,
         output_file_id=batch.get("output_file_id") or None,
         error_file_id=batch.get("error_file_id") or None,
@@ -63,20 +67,25 @@ def view_of(batch: Mapping[str, Any]) -> BatchView:
         failed=counts.get("failed") or 0,
         total=counts.get("total") or 0,
         metadata=batch.get("metadata") or {},
-        problems=tuple(
-            BatchProblem(one.get("code"), one.get("line")) for one in errors.get("data") or []
-        ),
+        problems=tuple(_problem(one, profile) for one in errors.get("data") or []),
     )
 
 
-def translate(error: openai.OpenAIError, action: str, *, repeatable: bool) -> LLMBatchError:
+def _problem(error: Mapping[str, Any], profile: ProviderProfile) -> BatchProblem:
+    is_quota = profile.is_quota(error.get("code"), error.get("message"))
+    return BatchProblem(TOKEN_LIMIT if is_quota else error.get("code"), error.get("line"))
+
+
+def translate(
+    error: openai.OpenAIError, action: str, *, repeatable: bool, profile: ProviderProfile = OPENAI
+) -> LLMBatchError:
     """Return our error for one of the SDK's: status, code and request id, never the message.
 
     The API's messages may repeat input text or a part of the key. A call that may have taken
     effect and must not be repeated blindly (`repeatable=False`) becomes `UnknownOutcomeError`.
     """
     if isinstance(error, openai.APIStatusError):
-        return _status_error(error, action, repeatable=repeatable)
+        return _status_error(error, action, repeatable=repeatable, profile=profile)
     if isinstance(error, openai.APIConnectionError):
         cause = type(error.__cause__).__name__ if error.__cause__ else type(error).__name__
         was_sent = cause not in {"ConnectError", "ConnectTimeout", "UnsupportedProtocol"}
@@ -89,7 +98,9 @@ def translate(error: openai.OpenAIError, action: str, *, repeatable: bool) -> LL
     return PermanentError(f"{action}: the client refused ({type(error).__name__}).")
 
 
-def _status_error(error: openai.APIStatusError, action: str, *, repeatable: bool) -> LLMBatchError:
+def _status_error(
+    error: openai.APIStatusError, action: str, *, repeatable: bool, profile: ProviderProfile
+) -> LLMBatchError:
     status, code = error.status_code, str(error.code or error.type or "no code")
     what = f"{action}: HTTP {status}, {code}, request {error.request_id or 'without id'}"
     if status in {401, 403}:
@@ -97,12 +108,14 @@ def _status_error(error: openai.APIStatusError, action: str, *, repeatable: bool
             f"{what}. The API key of the connection was refused; nothing was sent. Correct the "
             "connection's password and clear this task."
         )
-    if code in OUT_OF_MONEY:
+    if status == 402 or profile.is_out_of_credit(code):
         return PermanentError(f"{what}. The account is out of credit; nothing was sent.")
-    if "token_limit_exceeded" in code:
+    if profile.is_quota(code, error.message):
         return TokenLimitError(
             f"{what}. The enqueued-token limit is reached.", retry_after=_retry_after(error)
         )
+    if status in NOT_OFFERED:
+        return NotOfferedError(f"{what}. The server does not offer this call.")
     if _is_missing_file(error, action):
         return InputFileNotReadyError(f"{what}. The uploaded file is not known yet.")
     if status == 404:
@@ -146,15 +159,20 @@ class BatchApi:
         *,
         conn_id: str = "openai_default",
         create_timeout: float = CREATE_TIMEOUT,
+        profile: ProviderProfile = OPENAI,
     ) -> None:
+        self.profile = profile
         self._client = client.with_options(max_retries=0)
         self._over = f" over connection {conn_id}"
         self._create_timeout = create_timeout
 
     def upload(self, path: Path, name: str, *, keep_seconds: int | None) -> str:
-        """Upload a request file and return its file id; repeated on passing errors."""
+        """Upload a request file and return its file id; repeated on passing errors.
+
+        It is kept for ever by a server that takes no expiry.
+        """
         expires: dict[str, Any] = {}
-        if keep_seconds is not None:
+        if keep_seconds is not None and self.profile.expires_files:
             expires["expires_after"] = {"anchor": "created_at", "seconds": keep_seconds}
 
         def send() -> str:
@@ -176,66 +194,98 @@ class BatchApi:
         when certainly none was.
         """
         expires: dict[str, Any] = {}
-        if keep_seconds is not None:
+        if keep_seconds is not None and self.profile.expires_files:
             expires["output_expires_after"] = {"anchor": "created_at", "seconds": keep_seconds}
         client = self._client.with_options(timeout=self._create_timeout)
         try:
-            return view(
+            return self._view(
                 client.batches.create(
                     input_file_id=file_id,
-                    endpoint=endpoint,  # type: ignore[arg-type]  # other servers offer more
+                    endpoint=self.profile.create_endpoint(endpoint),  # type: ignore[arg-type]  # other servers offer more
                     completion_window="24h",
-                    metadata=dict(metadata),
+                    metadata=dict(metadata) if self.profile.takes_metadata else openai.omit,
                     **expires,
                 )
             )
         except openai.OpenAIError as error:
-            raise translate(error, f"Creating a batch{self._over}", repeatable=False) from None
+            action = f"Creating a batch{self._over}"
+            raise translate(error, action, repeatable=False, profile=self.profile) from None
 
     def retrieve(self, batch_id: str) -> BatchView:
         """Return one batch; raises `NotThereError` on 404."""
         return self._again(
-            f"Reading {batch_id}", lambda: view(self._client.batches.retrieve(batch_id))
+            f"Reading {batch_id}", lambda: self._view(self._client.batches.retrieve(batch_id))
         )
 
     def newest(self, since: datetime) -> Iterator[BatchView]:
-        """Yield batches from the newest back to those created before `since`."""
+        """Yield the batches created at `since` or later, each once.
+
+        Raises `NotOfferedError` for a server that does not list batches.
+        """
+        if not self.profile.lists_batches:
+            raise NotOfferedError(f"Listing batches{self._over}: the server does not offer it.")
+        seen = set[str]()
         after: str | None = None
         while True:
-            page = self._page(after)
-            for batch in page:
-                if batch.created_at < since:
+            page, has_more = self._page(after)
+            fresh = [batch for batch in page if batch.batch_id not in seen]
+            for batch in fresh:
+                if batch.created_at >= since:
+                    yield batch
+                elif self.profile.newest_first:
                     return
-                yield batch
-            if len(page) < PAGE:
+            if not (fresh and has_more):  # nothing fresh: `after` is ignored
                 return
+            seen.update(batch.batch_id for batch in fresh)
             after = page[-1].batch_id
 
-    def _page(self, after: str | None) -> list[BatchView]:
-        def ask() -> list[BatchView]:
+    def _page(self, after: str | None) -> tuple[list[BatchView], bool]:
+        def ask() -> tuple[list[BatchView], bool]:
             answer = self._client.batches.list(limit=PAGE, after=after or openai.omit)
-            return [view(one) for one in answer.data]
+            # Only an explicit no ends the list: a server may ignore `limit` and not say.
+            has_more = getattr(answer, "has_more", None) is not False
+            return [self._view(one) for one in answer.data or []], has_more
 
         return self._again("Listing batches", ask)
 
     def cancel(self, batch_id: str) -> BatchView:
-        """Ask for the batch to be cancelled; one that is final already is returned as it is."""
+        """Ask for the batch to be cancelled; one that is final already is returned as it is.
+
+        So is one on a server that cannot cancel.
+        """
 
         def ask() -> BatchView:
             try:
-                return view(self._client.batches.cancel(batch_id))
-            except openai.ConflictError:
-                return view(self._client.batches.retrieve(batch_id))
-            except openai.BadRequestError:
-                return view(self._client.batches.retrieve(batch_id))
+                return self._view(self._client.batches.cancel(batch_id))
+            except openai.APIStatusError as error:
+                if error.status_code not in {400, 409, *NOT_OFFERED}:
+                    raise
+                return self._view(self._client.batches.retrieve(batch_id))
 
         return self._again(f"Cancelling {batch_id}", ask)
 
+    def files(self) -> Iterator[StoredFile]:
+        """Yield every file of the key's project, whoever has made it."""
+        after: str | None = None
+        while True:
+            page = self._files_page(after)
+            yield from page
+            if len(page) < FILES_PAGE:
+                return
+            after = page[-1].file_id
+
+    def _files_page(self, after: str | None) -> list[StoredFile]:
+        def ask() -> list[StoredFile]:
+            answer = self._client.files.list(limit=FILES_PAGE, after=after or openai.omit)
+            return [StoredFile(one.id, one.bytes or 0) for one in answer.data]
+
+        return self._again("Listing files", ask)
+
     def delete_file(self, file_id: str) -> None:
-        """Delete a file; one that is gone already is fine."""
+        """Delete a file; one that is gone already is fine, and so is a server that deletes none."""
         try:
             self._again(f"Deleting {file_id}", lambda: self._client.files.delete(file_id))
-        except NotThereError:
+        except (NotThereError, NotOfferedError):
             return
 
     def download(self, file_id: str, path: Path) -> int:
@@ -245,7 +295,7 @@ class BatchApi:
         """
 
         def fetch() -> int:
-            expected = self._client.files.retrieve(file_id).bytes or None
+            expected = self._size(file_id)
             with self._client.files.with_streaming_response.content(
                 file_id, extra_headers={"Accept-Encoding": "identity"}
             ) as response:
@@ -260,6 +310,18 @@ class BatchApi:
 
         return self._again(f"Downloading {file_id}", fetch)
 
+    def _size(self, file_id: str) -> int | None:
+        """Return the bytes of a file; None when the server does not say."""
+        try:
+            return getattr(self._client.files.retrieve(file_id), "bytes", None) or None
+        except openai.APIStatusError as error:
+            if error.status_code not in {404, *NOT_OFFERED}:
+                raise
+            return None  # whether the file is there, the download itself will tell
+
+    def _view(self, batch: Any) -> BatchView:
+        return view(batch, self.profile)
+
     def _again(self, action: str, call: Callable[[], Result]) -> Result:
         """Call, and call again on passing errors: only for what is safe to repeat."""
 
@@ -267,7 +329,9 @@ class BatchApi:
             try:
                 return call()
             except openai.OpenAIError as error:
-                raise translate(error, action + self._over, repeatable=True) from None
+                raise translate(
+                    error, action + self._over, repeatable=True, profile=self.profile
+                ) from None
             except Exception as error:
                 # The transport's own errors reach us raw while a download is being streamed.
                 if type(error).__module__.split(".")[0] not in {"httpx2", "httpcore2"}:
@@ -300,23 +364,25 @@ class AsyncBatchApi:
     One try per call: whoever waits polls again anyway.
     """
 
-    def __init__(self, client: openai.AsyncOpenAI) -> None:
+    def __init__(self, client: openai.AsyncOpenAI, profile: ProviderProfile = OPENAI) -> None:
         self._client = client.with_options(max_retries=0)
+        self.profile = profile
 
     async def retrieve(self, batch_id: str) -> BatchView:
         """Return one batch; on 404 the view of a lost one."""
         try:
-            return view(await self._client.batches.retrieve(batch_id))
+            return view(await self._client.batches.retrieve(batch_id), self.profile)
         except openai.NotFoundError:
             return lost(batch_id)
         except openai.OpenAIError as error:
-            raise translate(error, f"Reading {batch_id}", repeatable=True) from None
+            raise self._translated(error, f"Reading {batch_id}") from None
 
     async def pages(self) -> AsyncIterator[list[BatchView]]:
-        """Yield pages of the newest batches, newest first.
+        """Yield pages of batches, newest first where the server does so; never one twice.
 
         The SDK's own models of a hundred batches would hold the event loop up for 50 ms.
         """
+        seen = set[str]()
         after: str | None = None
         while True:
             try:
@@ -324,22 +390,29 @@ class AsyncBatchApi:
                     limit=PAGE, after=after or openai.omit
                 )
             except openai.OpenAIError as error:
-                raise translate(error, "Listing batches", repeatable=True) from None
-            page = [view_of(one) for one in msgspec.json.decode(answer.content)["data"]]
-            yield page
-            if len(page) < PAGE:
+                raise self._translated(error, "Listing batches") from None
+            found = msgspec.json.decode(answer.content)
+            page = [view_of(one, self.profile) for one in found.get("data") or []]
+            fresh = [one for one in page if one.batch_id not in seen]
+            yield fresh
+            if not fresh or found.get("has_more") is False:
                 return
+            seen.update(one.batch_id for one in fresh)
             after = page[-1].batch_id
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for the batch to be cancelled; one that is final already is fine."""
         try:
             await self._client.batches.cancel(batch_id)
-        except (openai.ConflictError, openai.BadRequestError, openai.NotFoundError):
-            return
+        except openai.APIStatusError as error:
+            if error.status_code not in {400, 404, 409, *NOT_OFFERED}:
+                raise self._translated(error, f"Cancelling {batch_id}") from None
         except openai.OpenAIError as error:
-            raise translate(error, f"Cancelling {batch_id}", repeatable=True) from None
+            raise self._translated(error, f"Cancelling {batch_id}") from None
 
     async def close(self) -> None:
         """Close the client's connections."""
         await self._client.close()
+
+    def _translated(self, error: openai.OpenAIError, action: str) -> LLMBatchError:
+        return translate(error, action, repeatable=True, profile=self.profile)

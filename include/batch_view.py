@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from include import batch_status
 
 PAGE = 100  # batches per list call, the API's maximum
+_LATEST_SECOND = 100_000_000_000  # a larger number is one of milliseconds
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,32 @@ class BatchView:
     def submission_id(self) -> str | None:
         """The ledger's id, when the batch is ours."""
         return self.metadata.get("submission_id")
+
+
+def moment(value: object) -> datetime:
+    """Return when something was, of Unix seconds or milliseconds or ISO 8601 text.
+
+    What cannot be read, or is absent, counts as now: a batch of unknown age must not look too old
+    to be ours.
+    """
+    try:
+        if isinstance(value, str) and not value.isdecimal():
+            found = datetime.fromisoformat(value)
+            return found if found.tzinfo else found.replace(tzinfo=UTC)
+        number = float(value or 0)  # type: ignore[arg-type]
+        if number > 0:
+            return datetime.fromtimestamp(number / (1000 if number > _LATEST_SECOND else 1), UTC)
+    except (TypeError, ValueError, OverflowError, OSError):
+        pass
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file at the provider; `size` is in bytes."""
+
+    file_id: str
+    size: int
 
 
 def lost(batch_id: str) -> BatchView:

@@ -15,14 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from include.batch_view import PAGE, BatchView
-from include.errors import ConfigurationError, LLMBatchError, TransientError
+from include.batch_view import BatchView
+from include.errors import ConfigurationError, LLMBatchError, NotOfferedError, TransientError
 
 if TYPE_CHECKING:
     from include.batch_api import AsyncBatchApi
 
 PAGES = 10  # list calls per poll at most
 READS = 2  # single reads per poll at most, of batches that the pages do not reach
+MOST_READS = 50  # where the pages reach nothing, or the oldest batches first
 SLOWEST = 10  # a batch without progress is asked for this many times more seldom
 POLL_TIMEOUT = 120.0  # seconds that one poll may take
 
@@ -90,6 +91,9 @@ class BatchWatch:
                     api, self._is_refused = None, False
                 await self._sleep()
         finally:
+            # Whoever comes while connections are closed must not rely on this poll any more.
+            if self._task is asyncio.current_task():
+                self._task = None
             await _closed(api)
 
     def _tell_all(self, error: Exception) -> None:
@@ -107,24 +111,32 @@ class BatchWatch:
         missing: dict[str, list[Waiter]] = {}
         for waiter in self._waiters:
             missing.setdefault(waiter.batch_id, []).append(waiter)
-        if len(missing) > READS:
-            await self._list(api, missing)
-        await self._read(api, missing)
+        reads = READS if api.profile.newest_first else MOST_READS
+        if len(missing) > READS and not await self._list(api, missing):
+            reads = MOST_READS
+        await self._read(api, missing, reads)
 
-    async def _list(self, api: AsyncBatchApi, missing: dict[str, list[Waiter]]) -> None:
+    async def _list(self, api: AsyncBatchApi, missing: dict[str, list[Waiter]]) -> bool:
+        """Tell what the pages say; False when the server has no list."""
+        if not api.profile.lists_batches:
+            return False
         pages = 0
-        async for page in api.pages():
-            for view in page:
-                for waiter in missing.pop(view.batch_id, ()):
-                    waiter.tell(view)
-            await asyncio.sleep(0)  # a hundred views are parsed and told: let others run
-            pages += 1
-            if not missing or pages >= PAGES or len(page) < PAGE:
-                return
+        try:
+            async for page in api.pages():
+                for view in page:
+                    for waiter in missing.pop(view.batch_id, ()):
+                        waiter.tell(view)
+                await asyncio.sleep(0)  # a hundred views are parsed and told: let others run
+                pages += 1
+                if not missing or pages >= PAGES:
+                    break
+        except NotOfferedError:
+            return False
+        return True
 
-    async def _read(self, api: AsyncBatchApi, missing: dict[str, list[Waiter]]) -> None:
+    async def _read(self, api: AsyncBatchApi, missing: dict[str, list[Waiter]], most: int) -> None:
         longest_unread = sorted(missing.values(), key=lambda group: group[0].read_at)
-        for group in longest_unread[:READS]:
+        for group in longest_unread[:most]:
             news = await self._retrieved(api, group[0].batch_id)
             for waiter in group:
                 waiter.read_at = time.monotonic()

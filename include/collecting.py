@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from include.artifacts import Artifacts
 from include.batch_view import BatchView, lost
 from include.errors import ConfigurationError, NotThereError
+from include.figures import counted
 from include.job_spec import JobSpec
 from include.ledger import Ledger
 from include.ledger_records import Batch, BatchState
@@ -58,17 +59,28 @@ def _collect(
             if one.line is not None
         },
     )
-    ledger.collected(batch, reasons=report.by_reason, **_columns(report))
+    ledger.collected(
+        batch,
+        reasons=report.by_reason,
+        output_file_id=view.output_file_id,
+        error_file_id=view.error_file_id,
+        **_columns(report),
+    )
+    if report.untold:
+        log.warning(
+            "%s: %s without usage: the server does not tell what they cost.",
+            batch,
+            counted(report.untold, "answer"),
+        )
     log.info(
-        "%s (%s): %s succeeded, %s try again, %s failed, %s missing, %s lines quarantined, "
-        "cost %s.",
+        "%s (%s): %s succeeded, %s try again, %s failed, %s missing, %s quarantined, cost %s.",
         batch,
         batch.api_status,
         report.succeeded,
         report.retry,
         report.failed,
         report.missing,
-        report.quarantined,
+        counted(report.quarantined, "line"),
         "unknown" if report.cost_usd is None else f"${report.cost_usd}",
     )
 

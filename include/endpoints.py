@@ -1,22 +1,26 @@
 """How a request body is made for each endpoint of the Batch API.
 
 Source: the API reference of `/v1/responses`, `/v1/chat/completions`, `/v1/embeddings`,
-`/v1/moderations` and `/v1/completions`. Reading answers is another module's work.
+`/v1/moderations`, `/v1/completions`, `/v1/images` and `/v1/videos`. Reading answers is another
+module's work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from include.output_schema import is_strict
+from include.output_columns import AnswerShape
+from include.strict_schema import is_strict
 
 OUTPUT_NAME = "output"  # the API wants a name for a schema and shows it to the model
 MAX_REQUESTS = 50_000  # per batch, API reference "Create batch"
 MAX_BYTES = 200_000_000  # per request file, the same page (200 MB)
 MAX_INPUTS = 50_000  # embedding inputs over all requests of a batch, the same page
 MAX_REQUEST_INPUTS = 2_048  # embedding inputs of one request, API reference "Create embeddings"
+MAX_REQUEST_TOKENS = 300_000  # of all embedding inputs of one request, the same page
+BYTES_PER_TOKEN = 4  # before anything is known
 EMBEDDINGS = "/v1/embeddings"
 
 
@@ -34,6 +38,7 @@ class Endpoint:
     schema_field: str | None
     token_limits: tuple[str, ...]
     owned: frozenset[str]  # params that a job must not set
+    answer: AnswerShape
 
 
 def _endpoint(
@@ -44,10 +49,11 @@ def _endpoint(
     schema_field: str | None = None,
     token_limits: tuple[str, ...] = (),
     owned: tuple[str, ...] = (),
+    answer: AnswerShape = AnswerShape.TEXT,
 ) -> Endpoint:
     never = {"model", "stream", "stream_options", "background", text_field}
     return Endpoint(
-        url, text_field, system, schema_field, token_limits, frozenset(never.union(owned))
+        url, text_field, system, schema_field, token_limits, frozenset(never.union(owned)), answer
     )
 
 
@@ -70,11 +76,19 @@ ENDPOINTS: Mapping[str, Endpoint] = {
             token_limits=("max_completion_tokens", "max_tokens"),
             owned=("response_format", "n"),
         ),
-        _endpoint(EMBEDDINGS, "input"),
-        _endpoint("/v1/moderations", "input"),
+        _endpoint(EMBEDDINGS, "input", answer=AnswerShape.VECTOR),
+        _endpoint("/v1/moderations", "input", answer=AnswerShape.MODERATION),
         _endpoint("/v1/completions", "prompt", token_limits=("max_tokens",), owned=("n",)),
+        _endpoint("/v1/images/generations", "prompt", answer=AnswerShape.RAW),
+        _endpoint("/v1/images/edits", "prompt", answer=AnswerShape.RAW),
+        _endpoint("/v1/videos", "prompt", answer=AnswerShape.RAW),
     )
 }
+
+
+def endpoint_of(url: str) -> Endpoint:
+    """Return the facts about an endpoint; of one that is not known, that a body passes as it is."""
+    return ENDPOINTS.get(url) or _endpoint(url, "", answer=AnswerShape.RAW)
 
 
 def request_body(
@@ -85,21 +99,23 @@ def request_body(
     user: str,
     schema: Mapping[str, Any] | None,
     params: Mapping[str, Any],
+    strict: bool = True,
+    images: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the body of one request. The varying text comes last.
+    """Return the body of one request. The varying text comes last, then the URLs of `images`.
 
     Raises `ValueError` when the endpoint takes no system part or no schema; `load_job` has
     refused such a job before.
     """
-    fixed = _fixed_fields(endpoint, model=model, schema=schema, params=params)
+    fixed = _fixed_fields(endpoint, model=model, schema=schema, params=params, strict=strict)
+    text = _user_text(endpoint, user, images)
     if system is None:
-        return fixed | {endpoint.text_field: _user_text(endpoint, user)}
+        return fixed | {endpoint.text_field: text}
     if endpoint.system is None:
         raise ValueError(f"{endpoint.url} takes no system part")
     if endpoint.system == "message":
-        messages = [_message("system", system), _message("user", user)]
-        return fixed | {endpoint.text_field: messages}
-    return fixed | {endpoint.system.removeprefix("field:"): system, endpoint.text_field: user}
+        return fixed | {endpoint.text_field: [_message("system", system), *text]}
+    return fixed | {endpoint.system.removeprefix("field:"): system, endpoint.text_field: text}
 
 
 def completed_body(
@@ -109,12 +125,13 @@ def completed_body(
     model: str,
     schema: Mapping[str, Any] | None,
     params: Mapping[str, Any],
+    strict: bool = True,
 ) -> dict[str, Any]:
     """Return a body that `request.py` built, with model, schema and params added.
 
     Raises `ValueError` naming the field when the body sets one of them itself.
     """
-    fixed = _fixed_fields(endpoint, model=model, schema=schema, params=params)
+    fixed = _fixed_fields(endpoint, model=model, schema=schema, params=params, strict=strict)
     both = sorted(set(fixed) & set(body))
     if both:
         raise ValueError(f"sets {', '.join(both)}, which job.yaml sets")
@@ -122,10 +139,23 @@ def completed_body(
 
 
 def inputs_of(body: Mapping[str, Any]) -> int:
-    """Return how many texts an embeddings request holds; a list of tokens is one text."""
+    """Return how many inputs a request for vectors or moderation holds, each with its result.
+
+    A list of tokens is one text, and a list of parts (text and images) one input of a moderation.
+    """
     found = body.get("input")
-    is_list = isinstance(found, list) and not all(isinstance(item, int) for item in found)
-    return len(found) if is_list and found is not None else 1
+    if not isinstance(found, list) or all(isinstance(item, int | dict) for item in found):
+        return 1
+    return len(found)
+
+
+def input_tokens_of(body: Mapping[str, Any]) -> int:
+    """Return the input tokens of an embeddings request; those of texts are estimated."""
+    found = body.get("input")
+    items = found if isinstance(found, list) else [found]
+    texts = sum(len(item.encode("utf-8", "replace")) for item in items if isinstance(item, str))
+    tokens = sum(len(item) if isinstance(item, list) else isinstance(item, int) for item in items)
+    return tokens + -(-texts // BYTES_PER_TOKEN)
 
 
 def with_larger_output(endpoint: Endpoint, body: Mapping[str, Any], factor: int) -> dict[str, Any]:
@@ -145,9 +175,10 @@ def owned_params(endpoint: Endpoint, params: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def schema_format(schema: Mapping[str, Any], model: str) -> dict[str, Any]:
+def schema_format(schema: Mapping[str, Any], model: str, *, strict: bool) -> dict[str, Any]:
     """Return what both endpoints call a JSON schema format, without its `type`."""
-    return {"name": OUTPUT_NAME, "schema": schema, "strict": is_strict(schema, model)}
+    strict = strict and is_strict(schema, model)
+    return {"name": OUTPUT_NAME, "schema": schema, "strict": strict}
 
 
 def _fixed_fields(
@@ -156,13 +187,14 @@ def _fixed_fields(
     model: str,
     schema: Mapping[str, Any] | None,
     params: Mapping[str, Any],
+    strict: bool,
 ) -> dict[str, Any]:
     fields = {"model": model, **params}
     if schema is None:
         return fields
     if endpoint.schema_field is None:
         raise ValueError(f"{endpoint.url} takes no output schema")
-    details = schema_format(schema, model)
+    details = schema_format(schema, model, strict=strict)
     if endpoint.schema_field == "text":
         return fields | {
             "text": {**params.get("text", {}), "format": {"type": "json_schema", **details}}
@@ -170,9 +202,25 @@ def _fixed_fields(
     return fields | {endpoint.schema_field: {"type": "json_schema", "json_schema": details}}
 
 
-def _user_text(endpoint: Endpoint, user: str) -> Any:
-    return [_message("user", user)] if endpoint.text_field == "messages" else user
+def _user_text(endpoint: Endpoint, user: str, images: Sequence[str]) -> Any:
+    """Return what goes into the text field; with images a list of parts, the text first.
+
+    Source: API reference, `input_image` of responses, `image_url` of chat and moderations.
+    """
+    if endpoint.text_field == "messages":
+        return [_message("user", _parts(user, images) if images else user)]
+    if not images:
+        return user
+    if endpoint.answer is AnswerShape.MODERATION:
+        return _parts(user, images)
+    pictures = [{"type": "input_image", "image_url": url} for url in images]
+    return [_message("user", [{"type": "input_text", "text": user}, *pictures])]
 
 
-def _message(role: str, content: str) -> dict[str, str]:
+def _parts(user: str, images: Sequence[str]) -> list[dict[str, Any]]:
+    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    return [{"type": "text", "text": user}, *pictures]
+
+
+def _message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}

@@ -5,12 +5,17 @@ LLMBatchError
 │   └── JobSpecError       the job folder is wrong
 ├── PermanentError         the API or the database refused; a retry would be refused again
 │   ├── NotThereError      the API answers 404
+│   ├── NotOfferedError    the server has no such call
 │   └── BudgetExceededError the run would cost more than the job may spend; nothing was submitted
 ├── TransientError         try the same thing again later
 │   ├── TokenLimitError, RateLimitedError     a limit is reached: back off
+│   ├── PartitionBusyError                    another run of the partition asks the same
 │   └── InputFileNotReadyError                the uploaded file is not known yet
 ├── UnknownOutcomeError    the request may have taken effect: look before trying again
+├── CanaryError            the first, small batch came out badly; the rest was not submitted
 ├── DataError              one row or one line is wrong; the others go on
+│   ├── RequestRefusedError a request of the queue is wrong, or its id stands for another one
+│   └── UnknownRequestError the queue has no request with this id
 └── FailureRateError       everything good is loaded, but more rows failed than the job allows
 
 Messages name the job, file, key, row key or batch, what was expected and what to do.
@@ -37,7 +42,7 @@ class PermanentError(LLMBatchError):
 
 
 class BudgetExceededError(PermanentError):
-    """The estimate is above `budget.max_usd`; nothing was submitted."""
+    """The estimate is above a budget of the run or of its month; nothing was submitted."""
 
 
 class TransientError(LLMBatchError):
@@ -55,8 +60,20 @@ class UnknownOutcomeError(LLMBatchError):
     """The call may or may not have taken effect; reconcile before calling again."""
 
 
+class CanaryError(LLMBatchError):
+    """The canary failed too often or cost too much; the rest of the run was not submitted."""
+
+
 class DataError(LLMBatchError):
     """One row or one line cannot be used; the others go on."""
+
+
+class RequestRefusedError(DataError):
+    """A request of the queue cannot be taken as it is; nothing was stored of it."""
+
+
+class UnknownRequestError(DataError):
+    """The queue has no request with this id."""
 
 
 class FailureRateError(LLMBatchError):
@@ -71,9 +88,17 @@ class RateLimitedError(TransientError):
     """HTTP 429: nothing was done, the same call is welcome later."""
 
 
+class PartitionBusyError(TransientError):
+    """Another run of the partition asks the same and is at work; nothing was submitted."""
+
+
 class InputFileNotReadyError(TransientError):
     """The API does not know the uploaded file yet; it usually does a moment later."""
 
 
 class NotThereError(PermanentError):
     """The API answers 404: the batch or file does not exist for this key."""
+
+
+class NotOfferedError(PermanentError):
+    """The server has no such call (HTTP 405 or 501, or its provider's profile says so)."""

@@ -9,28 +9,38 @@ does the rest. Later steps work with the spec that the run was opened with.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from sqlalchemy.engine import Engine
-
-from include import cost
+from include import ledger_database
+from include import ledger_queries as queries
 from include.artifacts import Artifacts
+from include.budgets import check_priced, left_out_round, record_round
+from include.cost import known_total
+from include.duplicate_batches import find_duplicates
 from include.errors import ConfigurationError
+from include.estimates import Estimates
+from include.figures import counted, money
 from include.job_spec import JOBS_ROOT, JobSpec
 from include.ledger import Ledger
 from include.ledger_records import Batch, NewBatch, Partition, Round, Run, RunState
-from include.submission import SubmissionPolicy, drop_duplicate
-from include.target_place import Place, known_requests, load_into
+from include.provider import OPENAI, ProviderProfile
+from include.rival_runs import check_alone
+from include.round_files import outcome_files, round_files
+from include.source_place import SourcePlace, extract_from
+from include.submission import SubmissionPolicy
+from include.target_place import Place, check_target, known_requests, load_into
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
     from include.batch_api import BatchApi
     from include.loading import LoadReport
     from include.request_file import BuildResult
+    from include.shard_file import Shard
     from include.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -64,8 +74,11 @@ def open_run(
 
 
 def _check_finished(ledger: Ledger, spec: JobSpec, partition: Partition) -> None:
+    begun = ledger.last_run(partition, spec_digest=spec.digest, mode=REDRIVE)
+    if begun is not None and begun.state == RunState.OPEN:
+        return  # it goes on: the normal run that was opened since waits for it
     last = ledger.last_run(partition, spec_digest=spec.digest, mode=NORMAL)
-    if last is not None and last.state == RunState.OPEN:
+    if last is not None and last.state != RunState.DONE:
         raise ConfigurationError(
             f"{last} is not finished, so there is nothing to redrive yet. Run the partition "
             "without redrive first: it goes on where it stopped, and pays for nothing again."
@@ -77,28 +90,62 @@ def pinned(run: Run) -> JobSpec:
     return JobSpec.from_json(run.spec)
 
 
-def extract(run: Run, ledger: Ledger, artifacts: Artifacts, source: Callable[[], Engine]) -> Run:
-    """Write the snapshot of the partition's rows, unless the run has one."""
+def extract(
+    run: Run,
+    ledger: Ledger,
+    artifacts: Artifacts,
+    source: Callable[[], SourcePlace],
+    *,
+    jobs_root: Path = JOBS_ROOT,
+) -> Run:
+    """Write the snapshot of the partition's rows, unless the run has one.
+
+    A `rows.py` is read again below `jobs_root`. Raises `ConfigurationError` when the snapshot of
+    which requests were made is lost, and the source has other rows by now.
+    """
     if run.snapshot is not None and artifacts.exists(snapshot_of(run).path):
         log.info(
-            "%s: the snapshot is there (%s rows); the source is not read again.", run, run.rows
+            "%s: the snapshot is there (%s); the source is not read again.",
+            run,
+            counted(run.rows, "row"),
         )
         return run
-    from include.rows import extract_sql
-
-    snapshot = extract_sql(
-        source(),
-        pinned(run),
-        run.interval_start,
-        run.interval_end,
-        artifacts=artifacts,
-        directory=f"{run.directory}/extract-{uuid4().hex[:12]}",
-    )
+    snapshot = _extracted(run, artifacts, source, jobs_root)
+    if run.snapshot is not None and ledger.rounds(run.run_id):
+        _check_same_rows(run, snapshot, artifacts)
     kept = ledger.keep_snapshot(
         run.run_id, snapshot.to_json(), snapshot.rows, instead_of=run.snapshot
     )
-    log.info("%s: %s rows extracted.", kept, kept.rows)
+    log.info("%s: %s extracted.", kept, counted(kept.rows, "row"))
     return kept
+
+
+def _check_same_rows(run: Run, snapshot: Snapshot, artifacts: Artifacts) -> None:
+    """Later rounds and outcomes name rows by their number: another snapshot has others there."""
+    former = snapshot_of(run)
+    # The file's name has the digest of its content.
+    if snapshot.path.rpartition("/")[2] == former.path.rpartition("/")[2]:
+        return
+    raise ConfigurationError(
+        f"{run}: its snapshot {artifacts.uri(former.path)} is missing, requests were made of it, "
+        "and the source has other rows by now. Nothing was sent or loaded. Restore the file from "
+        "the backup of the artifacts, then clear this task. Without a backup run the partition "
+        "again with the param force=true, which pays for all of it again."
+    )
+
+
+def _extracted(
+    run: Run, artifacts: Artifacts, source: Callable[[], SourcePlace], jobs_root: Path
+) -> Snapshot:
+    return extract_from(
+        source,
+        pinned(run),
+        (run.interval_start, run.interval_end),
+        artifacts=artifacts,
+        directory=f"{run.directory}/extract-{uuid4().hex[:12]}",
+        jobs_root=jobs_root,
+        run_id=run.run_id,
+    )
 
 
 def build(
@@ -110,34 +157,97 @@ def build(
     *,
     most_shards: int,
     jobs_root: Path = JOBS_ROOT,
+    profile: ProviderProfile = OPENAI,
 ) -> list[Batch]:
     """Write the request files of round `number`; an empty list when nothing is open.
 
-    A `request.py` is read again below `jobs_root`. Raises `BudgetExceededError` before round 1 is
-    recorded when the estimate is over the budget, and `ConfigurationError` when there would be
-    more shards than `most_shards`.
+    A `request.py` is read again below `jobs_root`. `profile` is that of the provider which the
+    requests are for. Raises `BudgetExceededError` before round 1 is recorded when the estimate is
+    over a budget (a later round is left out instead), and `ConfigurationError` when there would be
+    more shards than `most_shards`. While another run of the partition asks the same, raises
+    `PartitionBusyError`; `ConfigurationError` when nobody goes on with that one.
     """
     known = [one for one in ledger.rounds(run.run_id) if one.round == number]
     if known:
         log.info("%s: round %s is built already.", run, number)
         return ledger.batches(run.run_id, number)
     if number > 1 and not _has_open_rows(run, number - 1, ledger):
+        log.info("%s: round %s is left out: no row is open. Next: load.", run, number)
         return []
-    spec = pinned(run)
-    built = _built(run, number, spec, ledger, artifacts, target, jobs_root)
+    spec = _within_limits(pinned(run), profile)
+    profile.check_endpoint(spec.request.endpoint, spec.request.conn_id)
+    check_priced(spec)
+    if number == 1:
+        with ledger_database.reading(ledger.engine) as connection:
+            _check_alone(connection, run)  # before the work as well: it may have to wait for hours
+    built = _built(run, number, spec, ledger, artifacts, target, jobs_root, profile)
+    _check_mappable(run, built, most_shards)
+    estimates = Estimates(ledger, spec)
+    counts = _first_counts(run, built, estimates) if number == 1 else {}
+    if counts and not ledger.count_first(run.run_id, **counts):
+        log.info("%s: round 1 was built by another task meanwhile.", run)
+        return ledger.batches(run.run_id, number)
+    if not built.shards:
+        _keep_left_out(run, number, built, artifacts)
+        return []
+    if number == 1:
+        check_target(target(), run, spec, snapshot_of(run).path, artifacts)
+    new = [_new_batch(run, number, spec, shard, estimates) for shard in built.shards]
+    if number > 1:
+        requests = sum(shard.requests for shard in built.shards)
+        log.info(
+            "%s: round %s: %s, %s rejected.",
+            run,
+            number,
+            _size(requests, len(new)),
+            built.rejected,
+        )
+    recorded = record_round(
+        run, number, new, ledger, spec.budget, check=lambda held: _begin(held, run, counts)
+    )
+    if not recorded:
+        _keep_left_out(run, number, built, artifacts)
+    return recorded
+
+
+def _check_mappable(run: Run, built: BuildResult, most_shards: int) -> None:
     if len(built.shards) > most_shards:
         raise ConfigurationError(
-            f"{run}: {len(built.shards)} shards, but Airflow maps at most {most_shards} tasks. "
-            "Nothing was submitted. Raise [core] max_map_length, raise limits.requests_per_batch, "
-            "or schedule shorter intervals."
+            f"{run}: {counted(len(built.shards), 'shard')}, but Airflow maps at most "
+            f"{counted(most_shards, 'task')}. Nothing was submitted. Raise [core] max_map_length, "
+            "raise limits.requests_per_batch, or schedule shorter intervals."
         )
+
+
+def _begin(connection: Connection, run: Run, counts: Mapping[str, Any]) -> None:
+    """Keep round 1 back while another run asks the same.
+
+    Of two builds at once, the counts are those of the one that is recorded.
+    """
+    if counts:
+        _check_alone(connection, run)
+        queries.count(connection, run.run_id, counts)
+
+
+def _check_alone(connection: Connection, run: Run) -> None:
+    if run.mode != FORCE:  # which asks again on purpose
+        check_alone(connection, run)
+
+
+def _keep_left_out(run: Run, number: int, built: BuildResult, artifacts: Artifacts) -> None:
+    """Keep why rows were rejected by a later round that has no batch; round 1 is in the run."""
     if number == 1:
-        _count_first(run, spec, ledger, built)
-    if not built.shards:
-        return []
-    return ledger.build_round(
-        run.run_id, number, [_new_batch(run, number, spec, shard) for shard in built.shards]
-    )
+        return
+    from include import left_out
+
+    left_out.keep(built.rejected_file, left_out.kept_path(run.directory, number), artifacts)
+    if built.rejected:
+        log.warning(
+            "%s: round %s is not sent; %s rejected, and why is in the failures table.",
+            run,
+            number,
+            counted(built.rejected, "row is", "rows are"),
+        )
 
 
 def _has_open_rows(run: Run, number: int, ledger: Ledger) -> bool:
@@ -152,6 +262,7 @@ def _built(
     artifacts: Artifacts,
     target: Callable[[], Place],
     jobs_root: Path,
+    profile: ProviderProfile,
 ) -> BuildResult:
     from include.outcomes import open_rows
     from include.request_file import build_requests
@@ -170,7 +281,17 @@ def _built(
         selection=selection,
         known=_known(run, spec, target) if number == 1 else None,
         root=jobs_root,
+        url=profile.line_url(spec.request.endpoint),
     )
+
+
+def _within_limits(spec: JobSpec, profile: ProviderProfile) -> JobSpec:
+    """Return the spec with batches that are as small as the provider wants them."""
+    limits = {
+        name: min(getattr(spec.limits, name), getattr(profile, name))
+        for name in ("requests_per_batch", "bytes_per_batch")
+    }
+    return spec.model_copy(update={"limits": spec.limits.model_copy(update=limits)})
 
 
 def snapshot_of(run: Run) -> Snapshot:
@@ -188,37 +309,43 @@ def _known(
     """Return the question which requests need not be sent again; None when all are sent."""
     if run.mode == FORCE:
         return None
-    return known_requests(target(), run, spec, include_failures=run.mode != REDRIVE)
+    is_redrive = run.mode == REDRIVE
+    return known_requests(target(), run.interval_start, spec, include_failures=not is_redrive)
 
 
-def _count_first(run: Run, spec: JobSpec, ledger: Ledger, built: BuildResult) -> None:
-    estimate = cost.estimate(
-        spec.request.model,
-        input_tokens=sum(shard.input_tokens for shard in built.shards),
-        requests=sum(shard.requests for shard in built.shards),
-        params=spec.request.params,
-    )
-    ledger.count_run(
-        run.run_id,
-        reused=built.reused,
-        rejected=built.rejected,
-        rejected_file=built.rejected_file,
-        estimate_usd=estimate,
-    )
+def _first_counts(run: Run, built: BuildResult, estimates: Estimates) -> dict[str, Any]:
+    """Return what the ledger keeps of a build of round 1, and log it."""
+    estimate = estimates.of(*built.shards)
     requests = sum(shard.requests for shard in built.shards)
     log.info(
-        "%s: %s requests in %s shards, %s rows reused, %s rejected; estimate %s.",
+        "%s: round 1: %s, %s reused, %s share an answer, %s rejected; "
+        "estimate %s. Next: each shard is submitted.",
         run,
-        requests,
-        len(built.shards),
-        built.reused,
+        _size(requests, len(built.shards)),
+        counted(built.reused, "row"),
+        built.shared,
         built.rejected,
-        "unknown" if estimate is None else f"${estimate:.4f}",
+        estimate or "unknown",
     )
-    cost.check_budget(estimate, spec.budget.max_usd, job=spec.name)
+    return {
+        "reused": built.reused,
+        "rejected": built.rejected,
+        "rejected_file": built.rejected_file,
+        "shared": built.shared,
+        "estimate_usd": estimate.expected if estimate else None,
+        "estimate_low_usd": estimate.low if estimate else None,
+        "estimate_upper_usd": estimate.upper if estimate else None,
+    }
 
 
-def _new_batch(run: Run, number: int, spec: JobSpec, shard: Any) -> NewBatch:
+def _size(requests: int, shards: int) -> str:
+    return f"{counted(requests, 'request')} in {counted(shards, 'shard')}"
+
+
+def _new_batch(
+    run: Run, number: int, spec: JobSpec, shard: Shard, estimates: Estimates
+) -> NewBatch:
+    estimate = estimates.of(shard)
     return NewBatch(
         run_id=run.run_id,
         job=run.job,
@@ -233,6 +360,7 @@ def _new_batch(run: Run, number: int, spec: JobSpec, shard: Any) -> NewBatch:
         requests=shard.requests,
         bytes=shard.bytes,
         input_tokens=shard.input_tokens,
+        estimate_usd=estimate.expected if estimate else None,
     )
 
 
@@ -240,53 +368,36 @@ def settle(run: Run, number: int, ledger: Ledger, api: BatchApi, policy: Submiss
     """Add the round up, and look for batches that nobody should have made twice."""
     settled = ledger.settle_round(run.run_id, number)
     # Of all rounds so far: one of an earlier round may have been listed only since.
-    find_duplicates(ledger.batches(run.run_id), ledger, api, policy)
+    batches = ledger.batches(run.run_id)
+    find_duplicates(batches, ledger, api, policy)
     log.info(
-        "%s: round %s settled: %s requests, %s succeeded, %s try again, %s failed.",
+        "%s: round %s settled: %s, %s succeeded, %s try again, %s failed; %s. Next: %s.",
         run,
         number,
-        settled.requests,
+        counted(settled.requests, "request"),
         settled.succeeded,
         settled.retry,
         settled.failed,
+        f"cost {_dollars(batches)}",
+        _next(run, settled),
     )
     return settled
 
 
-def find_duplicates(
-    batches: list[Batch], ledger: Ledger, api: BatchApi, policy: SubmissionPolicy
-) -> int:
-    """Cancel and record batches that carry our ids but are not ours; return how many are new."""
-    # One whose answer was lost has no batch to stand by yet: submitting it again adopts it.
-    ours = {one.submission_id: one for one in batches if one.batch_id is not None}
-    if not ours:
-        return 0
-    recorded = {one["batch_id"] for one in ledger.duplicates(list(ours))}
-    first = min(one.first_intent_at for one in ours.values() if one.first_intent_at)
-    found = 0
-    for view in api.newest(first - timedelta(seconds=policy.skew)):
-        if view.submission_id not in ours:
-            continue
-        kept = ledger.batch(view.submission_id)  # as it is now: it may have changed since
-        if kept.batch_id in {None, view.batch_id}:
-            continue
-        is_known = view.batch_id in recorded
-        # One that is recorded and still at work was not cancelled: somebody died in between.
-        if not (is_known and view.is_final):
-            drop_duplicate(ledger, api, kept, view)
-        found += not is_known
-    return found
+def _dollars(batches: list[Batch]) -> str:
+    return money(known_total(one.cost_usd for one in batches))
 
 
-def outcome_files(batches: list[Batch]) -> list[str]:
-    """Return the outcome files of collected batches, in shard order."""
-    return [one.outcomes_file for one in batches if one.outcomes_file is not None]
+def _next(run: Run, settled: Round) -> str:
+    if settled.retry and settled.round < pinned(run).retry.rounds:
+        return f"{counted(settled.retry, 'row goes', 'rows go')} to round {settled.round + 1}"
+    return "load"
 
 
 def load(run: Run, ledger: Ledger, artifacts: Artifacts, target: Callable[[], Place]) -> Run:
     """Put every row into the results or the failures, once, and close the run."""
-    from include.loading import RoundFiles
-
+    if run.state == RunState.CLOSED:
+        raise ConfigurationError(f"{run} is closed: nothing of it is loaded.")
     spec = pinned(run)
     rounds = ledger.rounds(run.run_id)
     batches = ledger.batches(run.run_id)
@@ -295,24 +406,20 @@ def load(run: Run, ledger: Ledger, artifacts: Artifacts, target: Callable[[], Pl
         raise ConfigurationError(
             f"{run}: round {unsettled[0].round} is not settled. Clear its settle task first."
         )
-    files = [
-        RoundFiles(
-            round=one.round,
-            outcome_files=tuple(outcome_files([b for b in batches if b.round == one.round])),
-            batch_ids=tuple(str(b.batch_id) for b in batches if b.round == one.round),
-        )
-        for one in rounds
-    ]
+    files = round_files(
+        run, rounds, batches, artifacts, over_budget=left_out_round(run.run_id, ledger)
+    )
     report = load_into(target(), run, spec, files, artifacts)
     _check_complete(run, report)
     ledger.finish_run(run.run_id, loaded=report.loaded, failed=report.failed, **_money(batches))
     log.info(
-        "%s: %s rows loaded into %s, %s failed into %s.",
+        "%s: %s loaded into %s, %s failed into %s; cost %s.",
         run,
-        report.loaded,
+        counted(report.loaded, "row"),
         spec.target.results_place,
         report.failed,
         spec.target.failures_place,
+        _dollars(batches),
     )
     return ledger.run(run.run_id)
 
@@ -322,23 +429,15 @@ def _check_complete(run: Run, report: LoadReport) -> None:
     ended = report.loaded + report.failed + run.reused
     if ended != run.rows:
         raise ConfigurationError(
-            f"{run}: {run.rows} rows were extracted, but {report.loaded} loaded + {report.failed} "
-            f"failed + {run.reused} reused = {ended}. The load was made; the run stays open. "
-            "Compare the outcome files under its artifacts with the ledger."
+            f"{run}: {counted(run.rows, 'row was', 'rows were')} extracted, but "
+            f"{report.loaded} loaded + {report.failed} failed + {run.reused} reused = {ended}. "
+            "The load was made; the run stays open. Compare the outcome files under its "
+            "artifacts with the ledger."
         )
 
 
 def _money(batches: list[Batch]) -> dict[str, Decimal | None]:
     return {
-        name: _total(getattr(one, name) for one in batches) for name in ("cost_usd", "realtime_usd")
+        name: known_total(getattr(one, name) for one in batches)
+        for name in ("cost_usd", "realtime_usd")
     }
-
-
-def _total(amounts: Iterator[Decimal | None]) -> Decimal | None:
-    """Return the sum, or None (unknown, never 0) when one of the amounts is unknown."""
-    total = Decimal(0)
-    for amount in amounts:
-        if amount is None:
-            return None
-        total += amount
-    return total

@@ -9,10 +9,12 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from include.cost import known_total
 from include.errors import FailureRateError
+from include.figures import counted, money
 from include.job_spec import JobSpec
 from include.ledger import Ledger
-from include.ledger_records import Batch, Run
+from include.ledger_records import Batch, BatchState, Run, RunState
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class RunReport:
     failed: int
     reused: int
     rejected: int
+    shared: int
     rounds: int
     batches: int
     requests: int
@@ -68,9 +71,11 @@ class RunReport:
         return f"""\
 Job {self.job}, partition {start} to {end} UTC, run {self.run_id}, model {self.model}
 rows {self.rows}: {self.loaded} loaded, {self.failed} failed ({self.rejected} of them never sent), \
-{self.reused} reused
-{self.requests} requests in {self.batches} batches, {self.rounds} rounds; problems: {reasons}
-{self.quarantined} lines quarantined, {self.duplicates} duplicate batches
+{self.reused} reused, {self.shared} shared the answer of an identical request
+{counted(self.requests, "request")} in {counted(self.batches, "batch")}, \
+{counted(self.rounds, "round")}; problems: {reasons}
+{counted(self.quarantined, "line")} quarantined, \
+{counted(self.duplicates, "duplicate batch")}
 tokens: {self.input_tokens} in ({self.cached_tokens} cached), \
 {self.output_tokens} out ({self.reasoning_tokens} reasoning)
 cost {money(self.cost_usd)}, estimate {money(self.estimate_usd)}, \
@@ -98,6 +103,7 @@ def run_report(run: Run, ledger: Ledger) -> RunReport:
         failed=run.failed,
         reused=run.reused,
         rejected=run.rejected,
+        shared=run.shared,
         rounds=len(ledger.rounds(run.run_id)),
         batches=len(batches),
         requests=total("requests"),
@@ -108,10 +114,19 @@ def run_report(run: Run, ledger: Ledger) -> RunReport:
         output_tokens=total("used_output_tokens"),
         reasoning_tokens=total("used_reasoning_tokens"),
         estimate_usd=run.estimate_usd,
-        cost_usd=run.cost_usd,
-        realtime_usd=run.realtime_usd,
+        cost_usd=_money_so_far(run, batches, "cost_usd"),
+        realtime_usd=_money_so_far(run, batches, "realtime_usd"),
         reasons=dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     )
+
+
+def _money_so_far(run: Run, batches: list[Batch], name: str) -> Decimal | None:
+    """Return a run's sum; of an open one that of its collected batches, None without any."""
+    if run.state != RunState.OPEN:
+        amount: Decimal | None = getattr(run, name)
+        return amount
+    amounts = [getattr(one, name) for one in batches if one.state == BatchState.COLLECTED]
+    return known_total(amounts) if amounts else None
 
 
 def _duplicates(batches: list[Batch], ledger: Ledger) -> int:
@@ -122,21 +137,20 @@ def _duplicates(batches: list[Batch], ledger: Ledger) -> int:
 
 def check_failure_rate(run: Run, report: RunReport) -> None:
     """Raise `FailureRateError` when more rows failed than the job's alert allows."""
-    alert = JobSpec.from_json(run.spec).alert
-    allowed = alert.failure_rate
-    if allowed is None or report.failure_rate <= allowed or report.failed < alert.min_failed:
+    spec = JobSpec.from_json(run.spec)
+    if not has_too_many_failures(spec, report):
         return
     raise FailureRateError(
-        f"{run}: {report.failed} of {report.loaded + report.failed} rows failed "
-        f"({report.failure_rate:.1%}; alert.failure_rate allows {allowed:.1%}). "
+        f"{run}: {report.failed:,} of {counted(report.loaded + report.failed, 'row')} failed "
+        f"({report.failure_rate:.1%}; alert.failure_rate allows {spec.alert.failure_rate:.1%}). "
         f"Everything good is loaded. Look at the failures table, mend the cause, then run the "
         f"partition again with the param redrive=true."
     )
 
 
-def money(amount: Decimal | None) -> str:
-    """Return dollars for people; an unknown price is `unknown`, never 0."""
-    return "unknown" if amount is None else f"${amount:.4f}"
+def has_too_many_failures(spec: JobSpec, report: RunReport) -> bool:
+    """Tell whether more rows failed than the job's alert allows."""
+    return spec.alert.is_exceeded(report.failed, report.loaded)
 
 
 def _plain(value: Any) -> Any:

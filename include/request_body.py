@@ -6,7 +6,6 @@ last placeholder; for a job with `request.py` it is the whole body.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,22 @@ import pyarrow as pa
 
 from include.column_types import column_texts
 from include.endpoints import (
+    BYTES_PER_TOKEN,
     EMBEDDINGS,
+    MAX_BYTES,
     MAX_REQUEST_INPUTS,
+    MAX_REQUEST_TOKENS,
     Endpoint,
     completed_body,
+    input_tokens_of,
     inputs_of,
     request_body,
     with_larger_output,
 )
 from include.errors import ConfigurationError
-from include.job_folder import source_digest
+from include.job_code import pinned_function
 from include.job_spec import JOBS_ROOT, JobSpec
+from include.output_columns import AnswerShape
 from include.prompt import Template
 
 Row = dict[str, Any]
@@ -64,6 +68,10 @@ def request_bodies(spec: JobSpec, columns: Sequence[str], root: Path = JOBS_ROOT
 
     Raises `ConfigurationError` when `request.py` is not the one that the run has pinned.
     """
+    if spec.queue is not None:
+        from include.queue_source import queue_bodies
+
+        return queue_bodies(spec, root)
     if spec.request.builder is not None:
         return BuiltBodies(spec, tuple(columns), load_builder(spec, root))
     return PromptBodies(spec)
@@ -75,9 +83,11 @@ class PromptBodies:
     def __init__(self, spec: JobSpec) -> None:
         prompt = spec.compiled_prompt
         self.prefix, *between, self.suffix = _constant_pieces(spec, prompt.system, prompt.user)
-        self.columns = tuple(dict.fromkeys(hole.column for hole in prompt.placeholders))
+        self._holes = (*prompt.columns, *spec.request.images)
+        self.columns = tuple(dict.fromkeys(self._holes))
         self.required = self.columns
-        self._holes = prompt.columns
+        # Of a text that is embedded; what the prompt itself adds counts as well.
+        self._most = _most_text(spec) - len(self.prefix) - len(self.suffix)
         # Of bytes, % is the fastest way to fill several holes.
         self._pattern = b"%b".join([b"", *(piece.replace(b"%", b"%%") for piece in between), b""])
 
@@ -85,9 +95,34 @@ class PromptBodies:
         """Return the values of the placeholders, encoded as inside of a JSON string."""
         encoded = {name: _escaped(column_texts(rows.column(name))) for name in self.columns}
         if len(self._holes) == 1:
-            return encoded[self._holes[0]], {}
+            return self._within(encoded[self._holes[0]])
         pattern, columns = self._pattern, (encoded[name] for name in self._holes)
-        return [pattern % values for values in zip(*columns, strict=True)], {}
+        return self._within([pattern % values for values in zip(*columns, strict=True)])
+
+    def _within(self, bodies: list[bytes]) -> tuple[list[bytes], dict[int, Refusal]]:
+        """Refuse texts that are too long to be embedded."""
+        if max(map(len, bodies), default=0) <= self._most:
+            return bodies, {}
+        refusals = {
+            at: too_many_tokens(-(-len(body) // BYTES_PER_TOKEN))
+            for at, body in enumerate(bodies)
+            if len(body) > self._most
+        }
+        return [body for at, body in enumerate(bodies) if at not in refusals], refusals
+
+
+def _most_text(spec: JobSpec) -> int:
+    """Return the bytes of a body that the endpoint takes at most."""
+    return (
+        MAX_REQUEST_TOKENS * BYTES_PER_TOKEN if spec.request.endpoint == EMBEDDINGS else MAX_BYTES
+    )
+
+
+def too_many_tokens(tokens: int) -> Refusal:
+    """Return the refusal of an embeddings request of so many tokens."""
+    most = f"{MAX_REQUEST_TOKENS:,}"
+    message = f"about {tokens:,} tokens; an embeddings request takes at most {most}"
+    return Refusal(TOO_LARGE, message)
 
 
 def _escaped(texts: list[str | None]) -> list[bytes]:
@@ -111,13 +146,18 @@ def _constant_pieces(spec: JobSpec, system: Template | None, user: Template) -> 
         constants, *others = part.constants
         return constants + "".join(map("".join, zip(own, others, strict=True)))
 
+    system_text, user_text = text(system) if system else None, text(user)
+    images = [f"image-{at}-{spec.digest}" for at in range(len(spec.request.images))]
+    marks.extend(images)
     body = request_body(
         spec.request.api,
         model=spec.request.model,
-        system=text(system) if system else None,
-        user=text(user),
+        system=system_text,
+        user=user_text,
         schema=spec.request.output_schema,
-        params=spec.request.params,
+        params=spec.request.sent_params,
+        strict=spec.request.strict,
+        images=images,
     )
     rest, pieces = orjson.dumps(body), []
     for mark in marks:
@@ -163,14 +203,30 @@ class BuiltBodies:
                 built,
                 model=request.model,
                 schema=request.output_schema,
-                params=request.params,
+                params=request.sent_params,
+                strict=request.strict,
             )
         except ValueError as error:
             raise ConfigurationError(f"{self._file}: build() {error}; return it no more.") from None
-        if request.endpoint == EMBEDDINGS and inputs_of(body) > MAX_REQUEST_INPUTS:
-            most = f"{MAX_REQUEST_INPUTS:,}"
-            return Refusal(TOO_LARGE, f"{inputs_of(body):,} inputs; a request takes at most {most}")
-        return _encoded(body, self._file)
+        return self._input_refusal(body) or _encoded(body, self._file)
+
+    def _input_refusal(self, body: Row) -> Refusal | None:
+        """Say what is wrong with the inputs of a request for vectors or a moderation."""
+        shape, inputs = self._request.shape, inputs_of(body)
+        if shape in (AnswerShape.VECTOR, AnswerShape.MODERATION) and inputs != 1:
+            why = f"{self._file} returned {inputs:,} inputs, and a row has one result; return one, "
+            return Refusal(BAD_REQUEST, why + "or set request.output: raw")
+        return input_refusal(body) if self._request.endpoint == EMBEDDINGS else None
+
+
+def input_refusal(body: Mapping[str, Any]) -> Refusal | None:
+    """Say why an embeddings request has too many inputs or tokens; None when it has not."""
+    inputs = inputs_of(body)
+    if inputs > MAX_REQUEST_INPUTS:
+        most = f"{MAX_REQUEST_INPUTS:,}"
+        return Refusal(TOO_LARGE, f"{inputs:,} inputs; a request takes at most {most}")
+    tokens = input_tokens_of(body)
+    return too_many_tokens(tokens) if tokens > MAX_REQUEST_TOKENS else None
 
 
 def _encoded(body: Row, file: str) -> bytes | Refusal:
@@ -191,28 +247,7 @@ def load_builder(spec: JobSpec, root: Path = JOBS_ROOT) -> Callable[[Row], Row]:
     builder = spec.request.builder
     if builder is None:
         raise ValueError(f"job {spec.name} has no request.py")
-    path = root / spec.name / builder.file
-    try:
-        source = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {type(error).__name__}.") from None
-    if source_digest(source) != builder.digest:
-        raise ConfigurationError(
-            f"{path} has changed since the run began. Restore it to finish the run, or clear the "
-            "run from `extract` to begin again with the new one."
-        )
-    return _executed(source, path)
-
-
-def _executed(source: str, path: Path) -> Callable[[Row], Row]:
-    names: dict[str, Any] = {"__name__": f"request_{hashlib.sha256(source.encode()).hexdigest()}"}
-    try:
-        exec(compile(source, str(path), "exec"), names)  # noqa: S102 (the job's own code)
-    except Exception as error:
-        raise ConfigurationError(
-            f"{path} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    build: Callable[[Row], Row] = names["build"]
+    build: Callable[[Row], Row] = pinned_function(root / spec.name, builder, "build")
     return build
 
 

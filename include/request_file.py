@@ -31,6 +31,7 @@ from include.request_body import Bodies, Refusal, enlarged, request_bodies
 from include.row_identity import CUSTOM_ID_CHARACTERS, key_json
 from include.row_stream import Rows, RowStream, row_numbers
 from include.shard_file import LineParts, Shard, ShardWriter
+from include.shared_rows import SharedRows
 from include.snapshot import Snapshot
 
 ROWS_PER_CHUNK = 1_024
@@ -41,7 +42,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What became of the rows: rows of the round = requests of all shards + rejected + reused.
+    """What became of the rows: rows = requests of all shards + rejected + reused + shared.
 
     `rejected` counts rows of the source; `rejected_file` has one entry for all rows of a key.
     """
@@ -50,6 +51,7 @@ class BuildResult:
     rejected_file: str | None
     rejected: int
     reused: int
+    shared: int = 0  # rows that take the outcome of another row's identical request
 
 
 def build_requests(
@@ -62,12 +64,14 @@ def build_requests(
     selection: Iterator[pa.RecordBatch] | None = None,
     known: Known | None = None,
     root: Path = JOBS_ROOT,
+    url: str | None = None,
 ) -> BuildResult:
     """Write the request files and index files of one round into `directory`.
 
     `selection` (`_row` int64 ascending, `_change` string) limits the round to these rows; None is
     all rows. `known` gets up to 1,024 custom_ids and returns those that are done already: their
-    rows are left out. Memory: one row group of the snapshot, whatever its size.
+    rows are left out. `url` is the endpoint as the provider spells it in a line; None is the
+    job's own. Memory: one row group of the snapshot, whatever its size.
 
     Raises `ConfigurationError` when `request.py` is not the pinned one, or sets what job.yaml sets.
     """
@@ -77,16 +81,26 @@ def build_requests(
         _rejections(artifacts, snapshot) as rejections,
         artifacts.local(snapshot.path) as path,
         pq.ParquetFile(path) as file,
-        ShardWriter(artifacts, directory, spec.limits) as shards,
+        ShardWriter(artifacts, directory, spec.limits, first=_first(spec, round_number)) as shards,
         RejectionWriter(artifacts, rejected_path) as rejected,
+        SharedRows(artifacts, f"{directory}/shared.parquet") as shared,
     ):
-        build = _Build(spec, bodies, shards, rejected, round_number, known)
+        parts = _line_parts(url or spec.request.endpoint, bodies)
+        build = _Build(spec, bodies, shards, rejected, round_number, known, parts, shared)
         columns = list(dict.fromkeys([*spec.source.key, *bodies.columns]))
         chosen = None if selection is None else RowStream(selection)
         for chunk in _chunks(file, columns, chosen, rejections):
             build.add(chunk)
         rejected_file = rejected.finish()
-        return BuildResult(shards.finish(), rejected_file, rejected.source_rows, build.reused)
+        shared.finish()
+        return BuildResult(
+            shards.finish(), rejected_file, rejected.source_rows, build.reused, shared.count
+        )
+
+
+def _first(spec: JobSpec, round_number: int) -> int | None:
+    """Return how many requests the first file may hold: it is the canary of round 1."""
+    return spec.canary.requests if round_number == 1 else None
 
 
 @dataclass(frozen=True)
@@ -160,6 +174,8 @@ class _Build:
         rejected: RejectionWriter,
         round_number: int,
         known: Known | None,
+        parts: tuple[LineParts, LineParts],
+        shared: SharedRows,
     ) -> None:
         self._spec = spec
         self._bodies = bodies
@@ -167,7 +183,8 @@ class _Build:
         self._rejected = rejected
         self._factor = 2 ** (round_number - 1)
         self._known = known
-        self._parts, self._whole_body_parts = _line_parts(spec, bodies)
+        self._shared = shared if round_number == 1 and spec.reuse.identical else None
+        self._parts, self._whole_body_parts = parts
         self._hash = hashlib.sha256(bodies.prefix)
         self.reused = 0
 
@@ -181,7 +198,7 @@ class _Build:
     def _inputs(self, bodies: list[bytes]) -> Rows | None:
         """Return how many texts each body holds; None when each holds one."""
         request = self._spec.request
-        if request.endpoint != EMBEDDINGS or request.builder is None:
+        if request.endpoint != EMBEDDINGS or request.prompt is not None:
             return None
         return np.array([inputs_of(orjson.loads(body)) for body in bodies], dtype=np.int64)
 
@@ -213,6 +230,7 @@ class _Build:
         chunk, ids, encoded = self._new(chunk, ids, encoded)
         parts, encoded = self._changed(chunk, encoded)
         chunk, ids, encoded = self._fitting(chunk, ids, encoded, parts, refused)
+        chunk, ids, encoded = self._leading(chunk, ids, encoded)
         if encoded:
             index = _index(chunk.rows, self._keys(chunk), ids)
             self._shards.add(parts, ids, encoded, index, self._inputs(encoded))
@@ -270,6 +288,21 @@ class _Build:
             refused[int(chunk.rows[at])] = Rejection("too_large", message, 1, ids[at].decode())
         return chunk.only(keep), _only(ids, keep), _only(encoded, keep)
 
+    def _leading(
+        self, chunk: _Chunk, ids: list[bytes], encoded: list[bytes]
+    ) -> tuple[_Chunk, list[bytes], list[bytes]]:
+        """Leave out, and note, rows whose body another row has; later rounds send leaders only."""
+        if self._shared is None or not ids:
+            return chunk, ids, encoded
+        leaders = self._shared.leaders(encoded, chunk.rows)
+        follows = leaders != chunk.rows
+        if not follows.any():
+            return chunk, ids, encoded
+        following, keep = follows.tolist(), (~follows).tolist()
+        keys = self._keys(chunk.only(following))
+        self._shared.add(keys, _only(ids, following), leaders[follows])
+        return chunk.only(keep), _only(ids, keep), _only(encoded, keep)
+
 
 def _without(chunk: _Chunk, refused: dict[int, Rejection]) -> _Chunk:
     if not refused:
@@ -295,12 +328,14 @@ def _index(rows: Rows, keys: pa.RecordBatch, ids: list[bytes]) -> pa.RecordBatch
     )
 
 
-def _line_parts(spec: JobSpec, bodies: Bodies) -> tuple[LineParts, LineParts]:
+def _line_parts(url: str, bodies: Bodies) -> tuple[LineParts, LineParts]:
     """Return the constants around the varying part of a body, and around a whole body."""
     head = b'{"custom_id":"'
-    middle = f'","method":"POST","url":"{spec.request.endpoint}","body":'.encode()
+    middle = f'","method":"POST","url":"{url}","body":'.encode()
     constant = len(bodies.prefix) + len(bodies.suffix)
     return (
-        LineParts(head, middle + bodies.prefix, bodies.suffix + b"}\n", constant),
-        LineParts(head, middle, b"}\n", 0),
+        LineParts(
+            head, middle + bodies.prefix, bodies.suffix + b"}\n", constant, ids_tell_bodies=True
+        ),
+        LineParts(head, middle, b"}\n", 0, ids_tell_bodies=False),
     )

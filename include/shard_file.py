@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from include.arrow_columns import integers
 from include.artifacts import Artifacts
 from include.endpoints import MAX_INPUTS
-from include.job_spec import Limits
 from include.row_identity import CUSTOM_ID_CHARACTERS
 from include.row_stream import Rows
+from include.run_policy import Limits
 
 BYTES_PER_TOKEN = 4
 LINES_PER_WRITE = 256
@@ -32,7 +32,7 @@ def estimated_tokens(size: int) -> int:
 
 @dataclass(frozen=True)
 class Shard:
-    """One finished request file. `digest` is the sha256 (hex) of its bytes."""
+    """One finished request file. `digest` is a sha256 (hex): other requests, other digest."""
 
     number: int  # from 1
     request_file: str
@@ -51,6 +51,7 @@ class LineParts:
     middle: bytes
     tail: bytes
     body_constant: int  # bytes of the body that are in `middle` and `tail`
+    ids_tell_bodies: bool  # equal custom_ids have equal bodies
 
     @property
     def constant(self) -> int:
@@ -61,15 +62,20 @@ class LineParts:
 class ShardWriter:
     """Cuts lines into shards by requests, bytes, estimated tokens and embedding inputs.
 
+    The first shard holds at most `first` requests, if given.
+
     `add` takes lines in the order of their `_row`. A shard's two files appear whole when it is
     full. Memory: 256 lines and one row group of the index. Use as a context manager; `finish`
     returns the shards.
     """
 
-    def __init__(self, artifacts: Artifacts, directory: str, limits: Limits) -> None:
+    def __init__(
+        self, artifacts: Artifacts, directory: str, limits: Limits, *, first: int | None = None
+    ) -> None:
         self._artifacts = artifacts
         self._directory = directory
         self._limits = limits
+        self._first_limits = _at_most(limits, first)
         self._shards: list[Shard] = []
         self._open: _OpenShard | None = None
         self._last_row = -1
@@ -132,13 +138,20 @@ class ShardWriter:
 
     def _begin(self) -> _OpenShard:
         name = f"{self._directory}/shard-{len(self._shards) + 1:04d}"
-        self._open = _OpenShard(self._artifacts, name, self._limits)
+        limits = self._limits if self._shards else self._first_limits
+        self._open = _OpenShard(self._artifacts, name, limits)
         return self._open
 
     def _cut(self) -> None:
         if self._open is not None:
             self._shards.append(self._open.close(len(self._shards) + 1))
             self._open = None
+
+
+def _at_most(limits: Limits, requests: int | None) -> Limits:
+    if requests is None or requests >= limits.requests_per_batch:
+        return limits
+    return limits.model_copy(update={"requests_per_batch": requests})
 
 
 class _OpenShard:
@@ -189,7 +202,9 @@ class _OpenShard:
         for start in range(0, len(ids), LINES_PER_WRITE):
             end = start + LINES_PER_WRITE
             data = _joined_lines(parts, ids[start:end], bodies[start:end])
-            self._digest.update(data)
+            # A custom_id is a digest of its body already: to read all bytes again is a fifth of
+            # the whole build.
+            self._digest.update(b"".join(ids[start:end]) if parts.ids_tell_bodies else data)
             self._lines.write(data)
         self._pending.append(index)
         if sum(batch.num_rows for batch in self._pending) >= INDEX_ROWS_PER_GROUP:

@@ -17,14 +17,17 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from upath import UPath
 
 from include.arrow_columns import integer_array, text_array
 from include.artifacts import Artifacts
+from include.endpoints import endpoint_of
 from include.errors import ConfigurationError
-from include.job_spec import JobSpec, Request, Source, Target
+from include.job_spec import RAW, JobSpec, Request, Source, Target, with_provider
 from include.ledger import Ledger
 from include.ledger_records import Batch, NewBatch, Partition
+from include.object_storage import remote_path
+from include.output_columns import AnswerShape
+from include.provider import OPENAI, ProviderProfile
 
 KEY = "custom_id"  #: the one key column of the outcomes
 INDEX_ROWS = 10_000  # written at a time
@@ -73,13 +76,15 @@ def register(
     conn_id: str,
     dag_id: str,
     dag_run_id: str,
+    profile: ProviderProfile = OPENAI,
 ) -> Batch:
     """Copy the request file at `uri` (any fsspec URI or a path) and record it once.
 
     Raises `ConfigurationError` that names the line when the file is not a request file.
     """
     digest, scan, folder = _copied(uri, artifacts)
-    spec = _spec(scan, conn_id)
+    scan.endpoint = profile.endpoint(scan.endpoint)
+    spec = with_provider(_spec(scan, conn_id), profile)
     run = ledger.open_run(
         partition,
         spec_digest=digest,
@@ -125,7 +130,7 @@ def _copied(uri: str, artifacts: Artifacts) -> tuple[str, _Scan, str]:
 
 def _opened(uri: str) -> BinaryIO:
     try:
-        stream: BinaryIO = UPath(uri).open("rb")
+        stream: BinaryIO = remote_path(uri).open("rb")
     except FileNotFoundError:
         raise ConfigurationError(f"There is no request file at {uri}.") from None
     return stream
@@ -161,8 +166,13 @@ def _write_index(ids: Iterator[str], path: str) -> None:
 
 def _spec(scan: _Scan, conn_id: str) -> JobSpec:
     """Return the spec that collecting needs; nothing is extracted or loaded by it."""
+    is_text = endpoint_of(scan.endpoint).answer is AnswerShape.TEXT
     request = Request(
-        conn_id=conn_id, endpoint=scan.endpoint, model=scan.model, prompt="{{ custom_id }}"
+        conn_id=conn_id,
+        endpoint=scan.endpoint,
+        model=scan.model,
+        prompt="{{ custom_id }}",
+        output=None if is_text else RAW,
     )
     source = Source(conn_id="none", sql="none", key=(KEY,))
     return JobSpec(

@@ -2,10 +2,11 @@
 
 1. The intent is committed to the ledger before anything is asked of the API (`Ledger.claim`).
 2. The file is uploaded, as often as it takes: uploads cost nothing.
-3. `POST /batches` is made once, with the `submission_id` in the batch's metadata.
+3. `POST /batches` is made once, with the `submission_id` in the batch's metadata; the ledger has
+   the id of the file by then, for servers that keep no metadata.
 4. The answer is committed (`Ledger.submitted`).
 5. Whoever finds an intent without an answer looks for the batch before making another: it lists
-   the API's batches back to the intent, adopts the one that carries the id, and only when none
+   the API's batches back to the intent, adopts the one that is its own, and only when none
    has appeared after a grace period deletes the former file, so that a late POST is refused,
    looks once more for one that came before that, uploads a new file and posts.
 
@@ -25,17 +26,21 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from include.artifacts import Artifacts
+from include.batch_ownership import Ownership
 from include.batch_status import BatchStatus
 from include.batch_view import BatchView
 from include.errors import (
+    ConfigurationError,
     InputFileNotReadyError,
     LLMBatchError,
+    NotOfferedError,
     NotThereError,
     RateLimitedError,
     TokenLimitError,
     TransientError,
     UnknownOutcomeError,
 )
+from include.figures import counted
 from include.ledger import Ledger
 from include.ledger_records import Batch, BatchState, Claim
 
@@ -87,15 +92,39 @@ class Submission:
         if batch.batch_id is not None:
             log.info("%s exists already; nothing to submit.", batch)
             return batch
-        claim = self.ledger.claim(
+        claim = self._claim(submission_id, enqueued_tokens)
+        if claim is None:
+            return self._wait_for_turn(submission_id)
+        return self._create(claim)
+
+    def withdraw(self, submission_id: str) -> Batch:
+        """Return the ledger's row without a doubt: with its batch, or PREPARED when none was made.
+
+        Nothing is sent. Raises `SubmitLaterError` while another process is submitting it.
+        """
+        batch = self.ledger.batch(submission_id)
+        if batch.state != BatchState.SUBMITTING:
+            return batch
+        claim = self._claim(submission_id, None)
+        if claim is None:
+            return self._wait_for_turn(submission_id)
+        try:
+            batch, found = self._reconciled(claim.batch)
+        except LLMBatchError:
+            self.ledger.abandon(claim.batch)
+            raise
+        if found is not None:
+            return self._record(batch, found)
+        self.ledger.release(batch, "withdrawn: no batch was made")
+        return self.ledger.batch(submission_id)
+
+    def _claim(self, submission_id: str, enqueued_tokens: int | None) -> Claim | None:
+        return self.ledger.claim(
             submission_id,
             owner=uuid4().hex,
             lease=timedelta(seconds=self.policy.lease),
             enqueued_tokens=enqueued_tokens,
         )
-        if claim is None:
-            return self._wait_for_turn(submission_id)
-        return self._create(claim)
 
     def _wait_for_turn(self, submission_id: str) -> Batch:
         batch = self.ledger.batch(submission_id)
@@ -135,8 +164,8 @@ class Submission:
             raise
         self.ledger.abandon(batch)
         raise UnknownOutcomeError(
-            f"{batch}: {self.policy.posts} answers in a row were lost and no batch is listed. The "
-            "doubt is kept: the task's next try looks again before it creates one."
+            f"{batch}: {counted(self.policy.posts, 'answer')} in a row got lost and no batch is "
+            "listed. The doubt is kept: the task's next try looks again before it creates one."
         )
 
     def _reconciled(self, batch: Batch) -> tuple[Batch, BatchView | None]:
@@ -161,11 +190,17 @@ class Submission:
         intent_at = batch.first_intent_at or datetime.now(UTC)
         since = intent_at - timedelta(seconds=self.policy.skew)
         spent = {one["batch_id"] for one in self.ledger.duplicates([batch.submission_id])}
-        matches = [
-            one
-            for one in self.api.newest(since)
-            if one.submission_id == batch.submission_id and one.batch_id not in spent
-        ]
+        ownership = Ownership(self.ledger, [batch.submission_id])
+        try:
+            matches = [
+                one
+                for one in self.api.newest(since)
+                if ownership.of(one) is not None
+                and one.batch_id not in spent
+                and not _is_fenced(one, batch)
+            ]
+        except NotOfferedError as error:
+            raise ConfigurationError(_unknowable(batch, error)) from None
         # A failed one may be a late POST that the fence has refused, beside one that works.
         return min(matches, key=_preference) if matches else None
 
@@ -181,7 +216,9 @@ class Submission:
             file_id = self.api.upload(
                 path, f"{batch.submission_id}.jsonl", keep_seconds=self.policy.keep_seconds
             )
-        return self._keep(batch, file_id=file_id)
+        if not self.ledger.uploaded(batch, file_id):
+            raise self._taken_over(batch)
+        return self.ledger.batch(batch.submission_id)
 
     def _post(self, batch: Batch) -> BatchView | None:
         """Create the batch; None when the answer was lost."""
@@ -216,7 +253,13 @@ class Submission:
         """Commit the batch; when the claim was taken over meanwhile, one of the two has to go."""
         if self.ledger.submitted(batch, made.batch_id, made.status):
             recorded = self.ledger.batch(batch.submission_id)
-            log.info("%s: %s requests, %s bytes.", recorded, recorded.requests, recorded.bytes)
+            log.info(
+                "%s: %s, %s bytes are submitted over %s. Next: it is waited for.",
+                recorded,
+                counted(recorded.requests, "request"),
+                recorded.bytes,
+                recorded.conn_id,
+            )
             return recorded
         kept = self.ledger.batch(batch.submission_id)
         if kept.batch_id is None:
@@ -256,11 +299,30 @@ class Submission:
 
     def _keep(self, batch: Batch, **values: str | None) -> Batch:
         if not self.ledger.still_ours(batch, **values):
-            raise SubmitLaterError(
-                f"{batch}: another process took this submission over.",
-                retry_after=self.policy.lease,
-            )
+            raise self._taken_over(batch)
         return self.ledger.batch(batch.submission_id) if values else batch
+
+    def _taken_over(self, batch: Batch) -> SubmitLaterError:
+        return SubmitLaterError(
+            f"{batch}: another process took this submission over.", retry_after=self.policy.lease
+        )
+
+
+def _unknowable(batch: Batch, error: LLMBatchError) -> str:
+    return (
+        f"{batch}: the answer to its creation was lost, and nobody can tell whether it was made: "
+        f"{error} Nothing is sent until somebody has looked there for a batch of the input file "
+        f"{batch.file_id}. docs/providers.md, `A server that lists no batches`, says how to go on."
+    )
+
+
+def _is_fenced(found: BatchView, batch: Batch) -> bool:
+    """Tell whether it is an earlier, late POST that was refused because its file is deleted.
+
+    It must not stand for a later POST that was accepted and is not listed yet.
+    """
+    is_of_another_file = found.input_file_id not in {None, batch.file_id}
+    return found.status == BatchStatus.FAILED and is_of_another_file
 
 
 def _preference(found: BatchView) -> tuple[bool, datetime, str]:
@@ -276,12 +338,12 @@ def drop_duplicate(ledger: Ledger, api: BatchApi, kept: Batch, extra: BatchView)
         log.warning("%s: a late %s was refused; nothing was processed.", kept, extra.batch_id)
     elif is_new:
         log.error(
-            "%s has a duplicate, %s (%s, %s requests done). It is being cancelled; what it did is "
+            "%s has a duplicate, %s (%s, %s done). It is being cancelled; what it did is "
             "paid for and recorded in llm_batch_duplicate.",
             kept,
             extra.batch_id,
             extra.status,
-            extra.done,
+            counted(extra.done, "request"),
         )
     if not extra.is_final:
         extra = api.cancel(extra.batch_id)

@@ -9,7 +9,7 @@ from pathlib import Path
 from include.bench.measurement import BenchError, Place
 from include.bench.steps import STEPS, Step
 
-VERSION = 1  # of what the generators write
+VERSION = 2  # of what the generators write
 
 
 def place_of(home: Path, rows: int, seed: int) -> Place:
@@ -42,5 +42,5 @@ def _prepare(step: Step, place: Place) -> None:
 def clear_scratch(place: Place) -> None:
     """Remove what contenders have written."""
     shutil.rmtree(place.folder / "scratch", ignore_errors=True)
-    for folder in ("chat", "embeddings"):
+    for folder in ("chat", "embeddings", "embeddings_numbers"):
         shutil.rmtree(place.folder / folder / "collected", ignore_errors=True)

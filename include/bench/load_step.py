@@ -18,7 +18,7 @@ from include.artifacts import Artifacts
 from include.bench import collect_step, postgres, shards
 from include.bench.jobs import chat_job
 from include.bench.measurement import Place, Task
-from include.loading import RoundFiles, load_run
+from include.loading import LoadedRun, RoundFiles, RunFiles, load_run
 
 FOLDER = collect_step.FOLDER
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -120,15 +120,11 @@ def plain_sqlite(place: Place) -> Task:
 def _load(engine: Engine, place: Place) -> None:
     files = sorted((place.folder / FOLDER / "outcomes").glob("*.outcomes.parquet"))
     names = tuple(f"outcomes/{path.name}" for path in files)
+    round_ = RoundFiles(1, names, tuple(path.stem for path in files))
     load_run(
         engine,
-        chat_job(),
-        run_id="bench",
-        interval_start=START,
-        interval_end=START + timedelta(days=1),
-        rounds=[RoundFiles(1, names, tuple(path.stem for path in files))],
-        rejected_file=None,
-        artifacts=Artifacts(place.folder / FOLDER),
+        LoadedRun("bench", START, START + timedelta(days=1)),
+        RunFiles(chat_job(), (round_,), None, Artifacts(place.folder / FOLDER)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import string
+from base64 import b64encode
 from collections.abc import Iterator
 from hashlib import sha256
 
@@ -104,14 +105,21 @@ def _error_line(number: int) -> bytes:
     ).encode()
 
 
-def vector_lines(count: int, seed: int, first: int = 0) -> Iterator[bytes]:
-    """Yield output lines of an embeddings batch, each with 1,536 numbers, in a shuffled order."""
+def vector_lines(
+    count: int, seed: int, first: int = 0, *, as_numbers: bool = False
+) -> Iterator[bytes]:
+    """Yield output lines of an embeddings batch, each with 1,536 numbers, in a shuffled order.
+
+    The numbers are base64 of their float32, as the product asks for them, or a JSON list.
+    """
     source = np.random.default_rng(seed)
     order = source.permutation(count)
     for number in order.tolist():
         name = custom_id(first + number)
         vector = source.standard_normal(WIDTH, dtype=np.float32) / np.float32(39.2)
-        numbers = orjson.dumps(vector.astype(np.float64), option=orjson.OPT_SERIALIZE_NUMPY)
+        numbers = b'"' + b64encode(vector.tobytes()) + b'"'
+        if as_numbers:
+            numbers = orjson.dumps(vector.astype(np.float64), option=orjson.OPT_SERIALIZE_NUMPY)
         head = (
             f'{{"id": "batch_req_{name}", "custom_id": "{name}", "response": {{"status_code": 200, '
             f'"request_id": "req_{name}", "body": {{"object": "list", "data": [{{"object": '

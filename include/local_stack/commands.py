@@ -1,19 +1,25 @@
-"""What the command line can do: demo, up, backfill, redrive, load-commits, load-tickets, clean."""
+"""What the command line can do: demo, up, backfill, redrive, on-call, load-…, clean."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from include.backfill_estimate import check_limit
 from include.errors import ConfigurationError
+from include.figures import counted
 from include.job_spec import load_job
-from include.local_stack.backfill import Days
+from include.local_stack import backfill as backfills
+from include.local_stack.backfill import USUAL, Days, How
 from include.local_stack.component import kill_processes, marked_processes
 from include.local_stack.databases import engine_of
 from include.local_stack.environment import (
@@ -23,22 +29,22 @@ from include.local_stack.environment import (
     SOURCE_DB,
     default_connections,
     jobs_root,
+    simulator_connection,
+    stack_environment,
 )
 from include.local_stack.rest import AirflowClient
 from include.local_stack.session import Session
-from include.local_stack.showing import find_table
-from include.local_stack.stack import Stack, home_lock, running_stack
+from include.local_stack.stack import Stack, home_lock
+from include.local_stack.stack_state import running_stack
+from include.spend_limits import PARAM, SpendLimit
 
 DEFAULT_HOME = PROJECT / ".demo"
 DEMO_TIMEOUT = 15 * 60.0  # seconds; with a simulator
 API_TIMEOUT = 26 * 3600.0  # seconds; the real API may take a day
 UI_PORT = 8080
 WATCH_INTERVAL = 2.0  # seconds
-# During a demo nobody edits a DAG file, and only the days that were asked for shall run.
-DEMO_PACE = {
-    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
-    "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
-}
+# Only the days that were asked for shall run.
+DEMO_PACE = {"AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False"}
 JOBS_SOURCE = "source_db"
 
 
@@ -50,12 +56,24 @@ class Order:
     model: str | None
     home: Path
     redrive: bool = False  #: Send the failed rows of these days again, and only them.
+    how: How = USUAL
+    budget: Decimal | None = None  #: US dollars for all days together
+    dry_run: bool = False
 
     @property
     def conf(self) -> dict[str, Any]:
         """The params of the Airflow runs."""
-        model = {"model": self.model} if self.model else {}
-        return model | ({"redrive": True} if self.redrive else {})
+        conf: dict[str, Any] = {"model": self.model} if self.model else {}
+        if self.redrive:
+            conf["redrive"] = True
+        if self.budget is not None:
+            conf[PARAM] = SpendLimit(self.limit_name, self.budget).as_param()
+        return conf
+
+    @property
+    def limit_name(self) -> str:
+        """The name that the runs of these days share: the same range goes on with its budget."""
+        return f"backfill {self.days.job} {self.days.first} {self.days.last}"
 
 
 def demo(order: Order) -> int:
@@ -70,23 +88,25 @@ def demo(order: Order) -> int:
         stack.wait_for_dag(order.days.job)
         _say(f"Airflow is up after {time.monotonic() - began:.0f} s: {stack.url}")
         whole = _session(stack, order.days.job).process(
-            order.days,
+            in_timezone(stack.client, order.days),
             conf=order.conf,
             seconds=DEMO_TIMEOUT if simulator is not None else API_TIMEOUT,
-            replace=True,
+            how=How(replace=True),
             keep_running=stack.keep_running,
         )
     _say(f"Stopped after {time.monotonic() - began:.0f} s.")
     return 0 if whole else 1
 
 
-def up(home: Path, port: int = UI_PORT) -> int:
-    """Start everything and stay until Ctrl-C."""
+def up(home: Path, port: int = UI_PORT, database: str | None = None) -> int:
+    """Start everything and stay until Ctrl-C; `database` is a URL for Airflow's metadata."""
     simulator = demo_simulator()
     _prepare(home)
     _say(f"Starting Airflow below {home} ({_api_name(simulator)}) ...")
-    with Stack(home, port=port, simulator=simulator) as stack:
+    with Stack(home, port=port, simulator=simulator, database=database) as stack:
         _say(f"Airflow is up: {stack.url}")
+        if stack.simulator_url:
+            _say(f"Simulated API: {stack.simulator_url} (docs/rehearsal.md says how to break it)")
         _say("Nobody has to log in: whoever reaches this port of 127.0.0.1 is an admin.")
         _say("In another terminal: make backfill JOB=ticket_triage FROM=2026-11-01 TO=2026-11-07")
         _say("Ctrl-C stops it.")
@@ -98,15 +118,57 @@ def up(home: Path, port: int = UI_PORT) -> int:
 def backfill(order: Order) -> int:
     """Process days, or redrive them, on the stack that `up` started."""
     state = running_stack(order.home)
+    client = AirflowClient(state["url"])
     session = Session.open(
-        AirflowClient(state["url"]),
+        client,
         order.days.job,
         caller_environment(order.home),
         logs=_task_logs(order.home),
         simulator_url=state["simulator_url"],
     )
-    whole = session.process(order.days, conf=order.conf, seconds=API_TIMEOUT, replace=False)
+    order = replace(order, days=in_timezone(client, order.days))
+    if order.dry_run or order.budget is not None:
+        found = session.estimate(order.days, conf=order.conf, reprocess=order.how.reprocess)
+        if order.budget is not None:
+            check_limit(found, order.budget)
+        if order.dry_run:
+            return 0
+    whole = session.process(order.days, conf=order.conf, seconds=API_TIMEOUT, how=order.how)
     return 0 if whole else 1
+
+
+def change_backfill(home: Path, job: str, what: str) -> int:
+    """Pause, resume or cancel the backfill of a job that runs on the stack of `up`."""
+    client = AirflowClient(running_stack(home)["url"])
+    if what == "cancel":
+        ended = backfills.cancel(client, job)
+        _say(
+            f"The backfill of {job} is cancelled, {counted(ended, 'run')} ended, batches included. "
+            "What they have done is kept: make backfill REPROCESS=failed goes on."
+        )
+        return 0
+    left = backfills.hold(client, job, paused=what == "pause")
+    state = "begins no more runs; those that run go on" if what == "pause" else "goes on"
+    _say(f"The backfill of {job} {state}. {counted(left, 'run is', 'runs are')} not finished.")
+    return 0
+
+
+def in_timezone(client: AirflowClient, days: Days) -> Days:
+    """The same days in Airflow's default time zone."""
+    return replace(days, timezone=client.timezone(days.job))
+
+
+def on_call(home: Path, arguments: Sequence[str]) -> int:
+    """Run `python -m llm_batch` with the environment of the stack that `up` started."""
+    state = running_stack(home)
+    simulator = state["simulator_url"]
+    extra = {} if simulator is None else {OPENAI: simulator_connection(f"{simulator}/v1")}
+    port = int(state["url"].rpartition(":")[2])
+    return subprocess.run(
+        [sys.executable, "-m", "llm_batch", *arguments],
+        env=stack_environment(home, port, database=state["database"], extra=extra),
+        check=False,
+    ).returncode
 
 
 def load_commits(home: Path, csv: Path) -> int:
@@ -116,7 +178,7 @@ def load_commits(home: Path, csv: Path) -> int:
     if not csv.is_file():
         raise ConfigurationError(f"{csv} is not a file: say CSV=path/to/commits.csv[.gz]")
     rows = source_tables.load_csv(engine_of(caller_environment(home), JOBS_SOURCE), csv, "commits")
-    _say(f"{rows:,} commits are in table commits of {JOBS_SOURCE}.")
+    _say(f"{counted(rows, 'commit is', 'commits are')} in table commits of {JOBS_SOURCE}.")
     return 0
 
 
@@ -160,15 +222,15 @@ def days_of(job: str, first: date, last: date) -> Days:
 
 
 def _prepare(home: Path) -> None:
-    """Put the sample tickets where the jobs read.
-
-    A source database of the caller's own gets them only when it has no table of that name.
-    """
+    """Put the sample tickets and reviews where the jobs read, unless that is the caller's own."""
     from include import source_tables
 
+    if SOURCE_DB in os.environ:
+        _say(f"{SOURCE_DB} is read as it is: no sample rows are written there.")
+        return
     source = engine_of(caller_environment(home), JOBS_SOURCE)
-    if SOURCE_DB not in os.environ or find_table(source, "tickets") is None:
-        source_tables.load_sample_tickets(source)
+    source_tables.load_sample_tickets(source)
+    source_tables.load_sample_reviews(source)
 
 
 def _session(stack: Stack, job: str) -> Session:

@@ -25,18 +25,26 @@ POSTGRES = frozenset({"postgres", "postgresql"})
 
 
 def engine_of(env: Mapping[str, str], conn_id: str) -> Engine:
-    """An engine for the Airflow connection `conn_id` of this environment.
+    """An engine for the Airflow connection `conn_id` of this environment; see `url_of`."""
+    url = url_of(env, conn_id)
+    if url.get_backend_name() == "sqlite":
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    return sa.create_engine(url)
+
+
+def url_of(env: Mapping[str, str], conn_id: str) -> URL:
+    """The address of the Airflow connection `conn_id` of this environment.
 
     Raises `ConfigurationError` when it is not there or of an unknown type; the message never
     holds the connection itself.
     """
     name = f"AIRFLOW_CONN_{conn_id.upper()}"
     if name not in env:
-        raise ConfigurationError(f"{name} is not set: the local stack cannot read {conn_id}")
-    url = _url(name, env[name])
-    if url.get_backend_name() == "sqlite":
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
-    return sa.create_engine(url)
+        raise ConfigurationError(
+            f"{name} is not set, and job.yaml names the connection {conn_id}: export it in this "
+            "terminal and in that of `make up`, or correct its name"
+        )
+    return _url(name, env[name])
 
 
 def artifacts_of(env: Mapping[str, str]) -> Artifacts:
@@ -58,7 +66,7 @@ def target_of(env: Mapping[str, str], spec: JobSpec) -> Engine | Artifacts:
 
 def _url(name: str, value: str) -> URL:
     if value.lstrip().startswith("{"):
-        return _from_json(name, json.loads(value))
+        return _from_json(name, _fields(name, value))
     scheme, _, rest = value.partition("://")
     if scheme == "sqlite":
         path = unquote(rest.partition("?")[0])
@@ -67,6 +75,15 @@ def _url(name: str, value: str) -> URL:
         url = make_url(value).set(drivername="postgresql+psycopg")
         return url.difference_update_query(["__extra__"])
     raise _unknown(name, scheme)
+
+
+def _fields(name: str, value: str) -> dict[str, Any]:
+    try:
+        fields: dict[str, Any] = json.loads(value)
+    except ValueError as error:
+        # Without the value: it may hold a password.
+        raise ConfigurationError(f"{name} is no JSON: {error}") from None
+    return fields
 
 
 def _from_json(name: str, fields: Mapping[str, Any]) -> URL:

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import TextIO
 
 from include.errors import TransientError
+from include.figures import counted, money
 from include.ledger import Ledger
 from include.ledger_records import Batch, BatchState, Run
 from include.local_stack.rest import FINAL_RUN_STATES, DagRun
@@ -38,19 +39,32 @@ class DayProgress:
             return head.rstrip()
         return (
             f"{head}  round {self.round}  {self.done:>6} done {self.failed:>5} failed "
-            f"of {self.requests:<6}  ${self.cost:.4f}"
+            f"of {self.requests:<6}  {money(self.cost)}"
         )
 
 
-def progress_of(
-    ledger: Ledger, job: str, runs: Sequence[DagRun], since: datetime
-) -> list[DayProgress]:
-    """The progress of every Airflow run, from the ledger; [] while the ledger is busy."""
-    try:
-        known = newest_runs(ledger, job, since)
-        return [_day(ledger, run, known) for run in runs]
-    except TransientError:
-        return []
+class Progress:
+    """The progress of a job's runs since a moment, from the ledger; a run that is over is kept."""
+
+    def __init__(self, ledger: Ledger, job: str, since: datetime) -> None:
+        self._ledger, self._job, self._since = ledger, job, since
+        self._over: dict[str, DayProgress] = {}
+
+    def of(self, runs: Sequence[DagRun]) -> list[DayProgress]:
+        """The progress of every Airflow run; [] while the ledger is busy."""
+        try:
+            known = newest_runs(self._ledger, self._job, self._since)
+            return [self._day(run, known) for run in runs]
+        except TransientError:
+            return []
+
+    def _day(self, run: DagRun, known: Mapping[datetime, Run]) -> DayProgress:
+        if run.run_id in self._over:
+            return self._over[run.run_id]
+        found = _day(self._ledger, run, known)
+        if run.state in FINAL_RUN_STATES:
+            self._over[run.run_id] = found
+        return found
 
 
 def newest_runs(ledger: Ledger, job: str, since: datetime) -> dict[datetime, Run]:
@@ -107,7 +121,7 @@ def _fitting(days: Sequence[DayProgress], height: int) -> list[str]:
     moving = sorted(days, key=lambda one: (one.state in FINAL_RUN_STATES, one.day))
     shown = [str(one) for one in moving[: height - 1]]
     done = sum(one.state in FINAL_RUN_STATES for one in days)
-    return [*shown, f"... {done} of {len(days)} days are done"]
+    return [*shown, f"... {done} of {counted(len(days), 'day')} are done"]
 
 
 def _day(ledger: Ledger, dag_run: DagRun, known: Mapping[datetime, Run]) -> DayProgress:

@@ -13,7 +13,7 @@ from datetime import datetime
 from http.client import HTTPException
 from typing import Any, TypeVar
 
-from include.errors import PermanentError, TransientError
+from include.errors import ConfigurationError, PermanentError, TransientError
 
 REQUEST_TIMEOUT = 30.0  # seconds
 SERVER_ERROR_PATIENCE = 30.0  # seconds; SQLite answers 500 while another process writes
@@ -42,6 +42,7 @@ class Backfill:
     id: int
     first: datetime
     last: datetime
+    is_paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class DagRun:
     state: str
     logical_date: str | None
     interval_start: str | None
+    is_backfill: bool = False
+    ended_at: datetime | None = None
+
+    @property
+    def date(self) -> datetime | None:
+        """The logical date, aware."""
+        return datetime.fromisoformat(self.logical_date) if self.logical_date else None
 
 
 def wait_until(
@@ -79,8 +87,9 @@ class AirflowClient:
     reached or keeps answering 5xx.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, login: tuple[str, str] | None = None) -> None:
         self.url = url.rstrip("/")
+        self._user = login  # name and password; None where everybody is an admin
         self._token = ""
         # 127.0.0.1 must not go through a proxy of the environment.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -141,27 +150,53 @@ class AirflowClient:
 
     def runs(self, dag_id: str, first: datetime, last: datetime) -> list[DagRun]:
         """Runs whose logical date lies between `first` and `last`, both included, oldest first."""
-        query = urllib.parse.urlencode(
-            {
-                "logical_date_gte": _iso(first),
-                "logical_date_lte": _iso(last),
-                "order_by": "logical_date",
-                "limit": 1000,
-            }
-        )
-        return [
-            _dag_run(one) for one in self.call("GET", f"/dags/{dag_id}/dagRuns?{query}")["dag_runs"]
-        ]
+        within = {
+            "logical_date_gte": _iso(first),
+            "logical_date_lte": _iso(last),
+            "order_by": "logical_date",
+        }
+        path = f"/dags/{dag_id}/dagRuns?{urllib.parse.urlencode(within)}"
+        return [_dag_run(one) for one in self._pages(path, "dag_runs")]
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """All task instances of a run: `task_id`, `map_index`, `state`, `try_number`, ..."""
-        path = f"/dags/{dag_id}/dagRuns/{_quote(run_id)}/taskInstances"
+        path = f"/dags/{dag_id}/dagRuns/{_quote(run_id)}/taskInstances?"
+        return self._pages(path, "task_instances")
+
+    def _pages(self, path: str, name: str) -> list[dict[str, Any]]:
+        """Every entry of a list that Airflow gives out in pages of 100 at most."""
         found: list[dict[str, Any]] = []
         while True:
-            page = self.call("GET", f"{path}?limit=100&offset={len(found)}")
-            found += page["task_instances"]
-            if len(found) >= page["total_entries"] or not page["task_instances"]:
+            page = self.call("GET", f"{path}&limit=100&offset={len(found)}")
+            found += page[name]
+            if len(found) >= page["total_entries"] or not page[name]:
                 return found
+
+    def timezone(self, dag_id: str) -> str:
+        """Airflow's default time zone: its API does not tell that of a schedule."""
+        try:
+            found = self.call("GET", f"/dags/{dag_id}/details")
+        except AirflowApiError as error:
+            if error.status != 404:
+                raise
+            raise ConfigurationError(
+                f"Airflow knows no DAG {dag_id}. It needs a file in the folder dags, found "
+                "within a minute; a mistake in that file is an import error in the UI."
+            ) from None
+        return str(found["timezone"] or "UTC")
+
+    def backfill_dates(
+        self, dag_id: str, first: datetime, last: datetime, *, reprocess: str = "completed"
+    ) -> list[datetime]:
+        """The logical dates that a backfill of this range would run now, oldest first."""
+        body = {
+            "dag_id": dag_id,
+            "from_date": _iso(first),
+            "to_date": _iso(last),
+            "reprocess_behavior": reprocess,
+        }
+        found = self.call("POST", "/backfills/dry_run", body)["backfills"]
+        return sorted(datetime.fromisoformat(one["logical_date"]) for one in found)
 
     def task_states(self, dag_id: str, run_id: str) -> dict[str, str | None]:
         """State by task id; a mapped instance is named `task_id[map_index]`."""
@@ -210,12 +245,16 @@ class AirflowClient:
         found = self.call("GET", f"/backfills?dag_id={dag_id}&limit=100&order_by=-id")["backfills"]
         return [_backfill(one) for one in found if one["completed_at"] is None]
 
+    def pause_backfill(self, backfill_id: int, *, paused: bool) -> None:
+        """Let a backfill begin no more runs (its running ones go on), or let it go on."""
+        self.call("PUT", f"/backfills/{backfill_id}/{'pause' if paused else 'unpause'}")
+
     def cancel_backfill(self, backfill_id: int) -> None:
         """End a backfill now: its queued runs fail, its running ones go on."""
         try:
             self.call("PUT", f"/backfills/{backfill_id}/cancel")
         except AirflowApiError as error:
-            if error.status != 409:  # completed in the meantime
+            if error.status not in (404, 409):  # rolled back or completed in the meantime
                 raise
 
     def create_backfill(
@@ -226,6 +265,7 @@ class AirflowClient:
         *,
         reprocess: str = "completed",
         max_active_runs: int = 10,
+        backwards: bool = False,
         conf: Mapping[str, Any] | None = None,
     ) -> int:
         """Backfill the intervals that begin from `first` to `last`, and return the backfill's id.
@@ -239,6 +279,7 @@ class AirflowClient:
             "to_date": _iso(last),
             "reprocess_behavior": reprocess,
             "max_active_runs": max_active_runs,
+            "run_backwards": backwards,
             "dag_run_conf": dict(conf or {}),
         }
         return int(self.call("POST", "/backfills", body, patience=0.0)["id"])
@@ -276,7 +317,11 @@ class AirflowClient:
 
     def _login(self) -> str:
         if not self._token:
-            self._token = str(self._once("GET", "/auth/token", None)["access_token"])
+            body = None
+            if self._user is not None:
+                body = {"username": self._user[0], "password": self._user[1]}
+            method = "GET" if body is None else "POST"
+            self._token = str(self._once(method, "/auth/token", body)["access_token"])
         return self._token
 
     def _once(
@@ -307,12 +352,17 @@ def _api_error(method: str, path: str, error: urllib.error.HTTPError) -> Excepti
 
 def _backfill(found: Mapping[str, Any]) -> Backfill:
     first, last = (datetime.fromisoformat(found[name]) for name in ("from_date", "to_date"))
-    return Backfill(int(found["id"]), first, last)
+    return Backfill(int(found["id"]), first, last, is_paused=bool(found["is_paused"]))
 
 
 def _dag_run(found: Mapping[str, Any]) -> DagRun:
     return DagRun(
-        found["dag_run_id"], found["state"], found["logical_date"], found["data_interval_start"]
+        found["dag_run_id"],
+        found["state"],
+        found["logical_date"],
+        found["data_interval_start"],
+        is_backfill=found["run_type"] == "backfill",
+        ended_at=datetime.fromisoformat(found["end_date"]) if found["end_date"] else None,
     )
 
 

@@ -11,6 +11,7 @@ from include.artifacts import Artifacts
 from include.job_spec import JobSpec
 
 CELL_WIDTH = 46  # characters
+FLOAT_BYTES = 4  # of the vectors in a BLOB
 HIDDEN_PREFIX = "_"
 
 
@@ -64,12 +65,17 @@ def _rows(engine: Engine, name: str, *, limit: int, own: Sequence[str]) -> str:
     columns = [one for one in table.c if not one.name.startswith(HIDDEN_PREFIX) or one.name in own]
     query = sa.select(*columns).order_by(*table.primary_key.columns).limit(limit)
     with engine.connect() as connection:
-        frame = pd.read_sql(query, connection)
+        # As objects: a null would make a float of each integer of its column.
+        frame = pd.DataFrame(connection.execute(query).mappings().all(), dtype=object)
     if frame.empty:
         return f"(table {name} is empty)"
     return str(frame.map(_short).to_string(index=False))
 
 
 def _short(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bytes):
+        return f"({len(value) // FLOAT_BYTES:,} numbers)"
     text = " ".join(str(value).split())
     return text if len(text) <= CELL_WIDTH else f"{text[: CELL_WIDTH - 1]}…"

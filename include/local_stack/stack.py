@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from include.errors import ConfigurationError, TransientError
 from include.local_stack.component import (
@@ -31,6 +30,7 @@ from include.local_stack.environment import (
     stack_environment,
 )
 from include.local_stack.rest import AirflowClient, wait_until
+from include.local_stack.stack_state import write_state
 
 # Task logs are files on this machine. The log servers would listen on all interfaces.
 COMMANDS: Mapping[str, Sequence[str]] = {
@@ -81,6 +81,7 @@ class Stack:
             extra={**self._simulator_connection(), **(env or {})},
         )
         self.client = AirflowClient(self.url)
+        self._database = database
         self.components = self._components(simulator)
         self._lock: IO[str] | None = None
         self._revivals = 0
@@ -227,7 +228,10 @@ class Stack:
 
     def _check_port(self) -> None:
         if not is_port_free(self.port):
-            msg = f"port {self.port} of {LOOPBACK} is taken: stop what listens there"
+            msg = (
+                f"port {self.port} of {LOOPBACK} is taken: stop what listens there, "
+                "or take another one (make up PORT=8081)"
+            )
             raise ConfigurationError(msg)
 
     def _write_state(self) -> None:
@@ -237,8 +241,9 @@ class Stack:
             "simulator_url": self.simulator_url,
             "pid": os.getpid(),
             "components": pids,
+            "database": self._database,
         }
-        (self.home / "stack.json").write_text(json.dumps(state))
+        write_state(self.home, state)
 
 
 def home_lock(home: Path) -> IO[str]:
@@ -255,16 +260,6 @@ def home_lock(home: Path) -> IO[str]:
         msg = f"a stack already runs in {home}: stop it first (Ctrl-C where it runs)"
         raise ConfigurationError(msg) from None
     return lock
-
-
-def running_stack(home: Path) -> dict[str, Any]:
-    """`url` and `simulator_url` of the stack of `home`; `ConfigurationError` when none runs."""
-    path = home.resolve() / "stack.json"
-    if not path.exists():
-        msg = f"no stack runs in {home}: start one with `make up`"
-        raise ConfigurationError(msg)
-    state: dict[str, Any] = json.loads(path.read_text())
-    return state
 
 
 def _command(arguments: Sequence[str]) -> list[str]:

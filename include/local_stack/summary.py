@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -12,12 +12,15 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from include.artifacts import Artifacts
+from include.cost import known_total
+from include.figures import counted, money
 from include.job_spec import JobSpec
 from include.ledger import Ledger
 from include.ledger_records import Run
 from include.local_stack.progress import interval_start, newest_runs
 from include.local_stack.rest import DagRun
 from include.local_stack.showing import find_table
+from include.report import run_report
 from include.snapshot import Snapshot
 
 KEYS_AT_A_TIME = 400  # SQLite allows 999 parameters, a key may have two columns
@@ -51,14 +54,21 @@ class DaySummary:
     @property
     def problems(self) -> list[str]:
         """Why this day is not whole; [] when it is."""
+        ended = self.loaded + self.failed + self.reused
+        if self.state != "success" and ended < self.rows:
+            left = f"{self.rows - ended:,} of {counted(self.rows, 'row')}"
+            return [f"{self.day}: the run ended as {self.state}, {left} neither loaded nor failed"]
         found = []
         if self.state != "success":
             found.append(f"{self.day}: the run ended as {self.state}")
-        ended = self.loaded + self.failed + self.reused
         if ended != self.rows:
-            found.append(f"{self.day}: {self.rows} rows, but {ended} loaded, failed or reused")
+            found.append(
+                f"{self.day}: {counted(self.rows, 'row')}, but {ended} loaded, failed or reused"
+            )
         if self.missing_keys:
-            found.append(f"{self.day}: {self.missing_keys} keys are in neither table")
+            found.append(
+                f"{self.day}: {counted(self.missing_keys, 'key is', 'keys are')} in neither table"
+            )
         return found
 
 
@@ -83,8 +93,8 @@ class Summarizer:
         day = f"{start:%Y-%m-%d}" if start else dag_run.run_id
         run = known.get(start) if start else None
         if run is None:
-            return DaySummary(day, f"{dag_run.state}, unknown to the ledger")
-        batches = self._ledger.batches(run.run_id)
+            return DaySummary(day, f"{dag_run.state}, not begun")
+        batches, report = self._ledger.batches(run.run_id), run_report(run, self._ledger)
         return DaySummary(
             day=day,
             state=dag_run.state if run.state == "DONE" else f"{dag_run.state}, {run.state}",
@@ -96,8 +106,8 @@ class Summarizer:
             batches=len(batches),
             input_tokens=sum(one.used_input_tokens for one in batches),
             output_tokens=sum(one.used_output_tokens for one in batches),
-            cost=run.cost_usd,
-            realtime=run.realtime_usd,
+            cost=report.cost_usd,
+            realtime=report.realtime_usd,
             missing_keys=self._missing_keys(run),
         )
 
@@ -159,19 +169,6 @@ def table_text(days: Sequence[DaySummary]) -> str:
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def money(amount: Decimal | None) -> str:
-    """US dollars to a hundredth of a cent; "unknown" is not zero."""
-    return "unknown" if amount is None else f"${amount:.4f}"
-
-
-def total_of(amounts: Iterable[Decimal | None]) -> Decimal | None:
-    """The sum; None as soon as one amount is unknown."""
-    listed = list(amounts)
-    if any(one is None for one in listed):
-        return None
-    return sum((one for one in listed if one is not None), Decimal(0))
-
-
 def _cells(one: DaySummary) -> tuple[str, ...]:
     counts = (one.rows, one.loaded, one.failed, one.reused, one.rounds, one.batches)
     tokens = (one.input_tokens, one.output_tokens)
@@ -184,7 +181,7 @@ def _total(days: Sequence[DaySummary]) -> tuple[str, ...]:
     sums = [sum(getattr(one, name) for one in days) for name in names]
     tokens = [sum(one.input_tokens for one in days), sum(one.output_tokens for one in days)]
     numbers = [f"{number:,}" for number in (*sums, *tokens)]
-    costs = total_of(one.cost for one in days), total_of(one.realtime for one in days)
+    costs = known_total(one.cost for one in days), known_total(one.realtime for one in days)
     return ("total", "", *numbers, money(costs[0]), money(costs[1]))
 
 
