@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseHook, ObjectStoragePath, conf
+from airflow.sdk import BaseHook, conf
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 from airflow.sdk.module_loading import (  # type: ignore[attr-defined]
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from include.artifacts import Artifacts
-    from include.batch_api import BatchApi
+    from include.batch_api import AsyncBatchApi, BatchApi
     from include.job_spec import JobSpec
     from include.ledger import Ledger
+    from include.object_storage import Remote
+    from include.provider import ProviderProfile
     from include.submission import Submission, SubmissionPolicy
     from include.waiting import WaitPolicy
 
@@ -54,63 +58,149 @@ def jobs_root() -> Path:
 
 def artifacts() -> Artifacts:
     """Return the files of all runs, at the URI of `[llm_batch] artifacts`."""
+    return _files_at(_artifacts_uri())
+
+
+def reports() -> Artifacts:
+    """Return the daily reports, at the URI of `[llm_batch] reports`."""
+    return _files_at(conf.get(SECTION, "reports", fallback="") or f"{_artifacts_uri()}/reports")
+
+
+def _artifacts_uri() -> str:
+    uri: str = conf.get(SECTION, "artifacts", fallback=f"file://{_airflow_home()}/llm_batch")
+    return uri.rstrip("/")
+
+
+def _files_at(uri: str) -> Artifacts:
     from include.artifacts import Artifacts
 
-    uri = conf.get(SECTION, "artifacts", fallback=f"file://{_airflow_home()}/llm_batch")
     if uri.startswith("file://") or "://" not in uri:
         return Artifacts(Path(uri.removeprefix("file://")))
-    return Artifacts(ObjectStoragePath(uri))
+    return Artifacts(storage(uri))
+
+
+def storage(uri: str) -> Any:
+    """Return the path object of a URI such as `s3://conn_id@bucket/folder`."""
+    from llm_batch.object_storage import storage_path
+
+    return storage_path(uri)
+
+
+def source(spec: JobSpec) -> Engine | Remote:
+    """Return where a job's rows are: the database of its SQL, or what opens its files."""
+    return storage if spec.source.path else engine(spec.source.conn_id)
 
 
 def target(spec: JobSpec) -> Engine | Artifacts:
-    """Return where a job's results go: its database, or the folder of its Parquet dataset."""
+    """Return where a job's results go: its database, the folder of its dataset, or the queue."""
+    if spec.queue is not None:
+        return ledger().engine
     if spec.target.path:
-        return dataset_at(spec.target.path, ObjectStoragePath)
+        return dataset_at(spec.target.path, storage)
     return engine(spec.target.conn_id)
 
 
 def ledger() -> Ledger:
-    """Return the ledger on connection `llm_batch_db`; a SQLite file when there is none."""
+    """Return the ledger on connection `llm_batch_db`, migrated if need be."""
     from include.ledger import Ledger
 
+    return Ledger(ledger_engine())
+
+
+def ledger_engine() -> Engine:
+    """Return the engine of connection `llm_batch_db`; of a SQLite file when there is none."""
     try:
-        return Ledger(engine(LEDGER_CONN_ID))
+        return engine(LEDGER_CONN_ID)
     except MissingConnectionError:
         from sqlalchemy import create_engine
 
-        return Ledger(create_engine(f"sqlite:///{_airflow_home()}/llm_batch.db"))
+        return create_engine(f"sqlite:///{_airflow_home()}/llm_batch.db")
 
 
 def engine(conn_id: str) -> Engine:
     """Return a SQLAlchemy engine for an Airflow connection, through its hook."""
-    hook = _sql_hook(conn_id)
+    hook = sql_hook(conn_id)
     if not hasattr(hook, "get_sqlalchemy_engine"):
         raise ConfigurationError(
             f"Connection {conn_id!r} of type {hook.conn_type!r} is no SQL database; "
             "expected one whose hook offers get_sqlalchemy_engine()."
         )
-    result: Engine = hook.get_sqlalchemy_engine()
+    # A triggerer lives for weeks: a connection that a restarted server dropped is made anew.
+    result: Engine = hook.get_sqlalchemy_engine(engine_kwargs={"pool_pre_ping": True})
     return result
+
+
+def provider(conn_id: str) -> ProviderProfile:
+    """Return the profile of the server behind a connection of type `openai`."""
+    found = connection(conn_id)
+    return _profile(found, found.extra_dejson)
+
+
+def batch_page(conn_id: str, batch_id: str | None) -> str:
+    """Return the web page of a batch at the provider; empty when none is known."""
+    try:
+        return provider(conn_id).page_of(batch_id)
+    except ConfigurationError:
+        return ""
+
+
+def _profile(found: Any, extra: dict[str, Any]) -> ProviderProfile:
+    from include.provider import profile_of
+
+    arguments = extra.get("openai_client_kwargs") or {}
+    host = arguments.get("base_url") or found.host or os.environ.get("OPENAI_BASE_URL")
+    return profile_of(extra, host, found.conn_id)
 
 
 def openai_client(conn_id: str) -> OpenAI:
     """Return the synchronous client of a connection of type `openai`, its key masked in logs."""
     from airflow.providers.openai.hooks.openai import OpenAIHook
 
-    _mask(_connection(conn_id))
+    _mask(connection(conn_id))
     _quiet()
-    client: OpenAI = OpenAIHook(conn_id=conn_id).get_conn()
+    with _client_errors(conn_id):
+        client: OpenAI = OpenAIHook(conn_id=conn_id).get_conn()
     return client
 
 
-async def async_openai_client(conn_id: str) -> AsyncOpenAI:
-    """Return the asynchronous client of a connection of type `openai`."""
+def has_key(conn_id: str) -> bool:
+    """Tell whether a connection of type `openai` holds a key, or says how it does without."""
+    found = connection(conn_id)
+    return bool(found.password) or "auth_type" in found.extra_dejson
+
+
+async def async_batch_api(conn_id: str) -> AsyncBatchApi:
+    """Return what a triggerer calls of the Batch API, over a client of its own: close it."""
+    from airflow.providers.common.compat.connection import (
+        get_async_connection,
+        get_async_extra_dejson,
+    )
     from airflow.providers.openai.hooks.openai import OpenAIHook
 
+    from include.batch_api import AsyncBatchApi
+
     _quiet()
-    client: AsyncOpenAI = await OpenAIHook(conn_id=conn_id).aget_conn()
+    found = await get_async_connection(conn_id)
+    profile = _profile(found, await get_async_extra_dejson(found))
+    with _client_errors(conn_id):
+        client: AsyncOpenAI = await OpenAIHook(conn_id=conn_id).aget_conn()
     mask_secret(client.api_key)
-    return client
+    return AsyncBatchApi(client, profile)
+
+
+@contextmanager
+def _client_errors(conn_id: str) -> Iterator[None]:
+    """Say which connection is wrong when no client can be made of it."""
+    from openai import OpenAIError
+
+    try:
+        yield
+    except (OpenAIError, ValueError, TypeError) as error:
+        # The hook's messages name keys of the extra; the SDK's name variables, never a key.
+        raise ConfigurationError(
+            f"Connection {conn_id!r} gives no client of the OpenAI API: {error} Correct the "
+            "connection and clear this task."
+        ) from None
 
 
 def batch_api(conn_id: str) -> BatchApi:
@@ -121,6 +211,7 @@ def batch_api(conn_id: str) -> BatchApi:
         openai_client(conn_id),
         conn_id=conn_id,
         create_timeout=seconds("create_timeout", CREATE_TIMEOUT),
+        profile=provider(conn_id),
     )
 
 
@@ -143,13 +234,14 @@ def submission(conn_id: str) -> Submission:
     return Submission(ledger(), batch_api(conn_id), artifacts(), submission_policy())
 
 
-def wait_policy(deadline_hours: float | None = None) -> WaitPolicy:
-    """Return how long a batch may take."""
+def wait_policy(conn_id: str, deadline_hours: float | None = None) -> WaitPolicy:
+    """Return how long a batch may take: as told, as set, or as long as its provider may need."""
     from include.waiting import WaitPolicy
 
     usual = WaitPolicy()
+    hours = deadline_hours or seconds("deadline_hours", 0.0) or provider(conn_id).deadline_hours
     return WaitPolicy(
-        deadline_hours=deadline_hours or seconds("deadline_hours", usual.deadline_hours),
+        deadline_hours=hours,
         cancel_hours=seconds("cancel_hours", usual.cancel_hours),
     )
 
@@ -158,7 +250,8 @@ class MissingConnectionError(ConfigurationError):
     """An Airflow connection that the job names is not defined."""
 
 
-def _connection(conn_id: str) -> Any:
+def connection(conn_id: str) -> Any:
+    """Return an Airflow connection; raises `MissingConnectionError` when it is not defined."""
     try:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException:
@@ -168,17 +261,18 @@ def _connection(conn_id: str) -> Any:
         ) from None
 
 
-def _sql_hook(conn_id: str) -> Any:
-    connection = _connection(conn_id)
-    path = SQL_HOOKS.get(connection.conn_type)
+def sql_hook(conn_id: str) -> Any:
+    """Return the hook of a connection to an SQL database."""
+    found = connection(conn_id)
+    path = SQL_HOOKS.get(found.conn_type)
     if path is not None:
         hook_class = import_string(path)
         return hook_class(**{hook_class.conn_name_attr: conn_id})
     try:
-        return connection.get_hook()
+        return found.get_hook()
     except AirflowException as error:
         raise ConfigurationError(
-            f"Connection {conn_id!r} has type {connection.conn_type!r}, for which no provider is "
+            f"Connection {conn_id!r} has type {found.conn_type!r}, for which no provider is "
             f"installed ({error})."
         ) from None
 
@@ -188,11 +282,11 @@ def _quiet() -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
-def _mask(connection: Any) -> None:
+def _mask(found: Any) -> None:
     """Mask the key in every form in which a log could show it."""
-    if connection.password:
-        mask_secret(connection.password)
-        mask_secret(f"Bearer {connection.password}")
+    if found.password:
+        mask_secret(found.password)
+        mask_secret(f"Bearer {found.password}")
 
 
 def _airflow_home() -> Path:

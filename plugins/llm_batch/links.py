@@ -10,19 +10,17 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
-OPENAI_BATCHES = "https://platform.openai.com/batches/"
-
 
 class BatchLink(BaseOperatorLink):
-    """The batch's page at OpenAI."""
+    """The batch's page at the provider."""
 
     @property
     def name(self) -> str:
         """The button's text."""
-        return "Batch at OpenAI"
+        return "Batch at the provider"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the page of the batch that the task has returned, or the list of batches."""
+        """Return the `page` that the task has returned; without one Airflow shows no button."""
         from airflow.sdk.execution_time.xcom import XCom
 
         result = XCom.get_one(
@@ -32,5 +30,4 @@ class BatchLink(BaseOperatorLink):
             run_id=ti_key.run_id,
             map_index=ti_key.map_index,
         )
-        batch_id = result.get("batch_id") if isinstance(result, dict) else None
-        return OPENAI_BATCHES + (batch_id or "")
+        return str(result.get("page") or "") if isinstance(result, dict) else ""

@@ -14,23 +14,33 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, conf
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.bases.xcom import BaseXCom
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
-from include.job_spec import load_job, with_overrides
-from llm_batch import connections
+from include.job_spec import load_job, with_overrides, with_provider
+from llm_batch import connections, metrics
 from llm_batch.links import BatchLink
+from llm_batch.notices import tell
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk import BaseNotifier, Context
 
+    from include.job_spec import JobSpec
     from include.ledger_records import Batch, Partition
-    from include.submission import SubmitLaterError
 
 SHORTEST_DEFERRAL = 10.0  # seconds; see BatchTrigger.run
 
 
 class BatchOperator(BaseOperator):
-    """What the steps have in common: each tells how much memory it took."""
+    """What the steps have in common: each tells how much memory it took, and people of alerts.
+
+    `notifiers` are told besides those of `[llm_batch] notifiers`; see `llm_batch.notices`.
+    """
+
+    def __init__(self, *, notifiers: Sequence[BaseNotifier] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.notifiers = notifiers
 
     def post_execute(self, context: Context, result: Any = None) -> None:
         """Log the peak, so that a worker's size can be chosen from what runs really took."""
@@ -47,6 +57,12 @@ class RunOperator(BatchOperator):
     def __init__(self, *, run: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.run = run
+
+    def tell_about(self, run_id: str, context: Context) -> None:
+        """Tell people what there is to tell about the run now."""
+        from include import alerts
+
+        tell(alerts.of_run(run_id, connections.ledger()), context, self.notifiers)
 
 
 class RoundOperator(RunOperator):
@@ -69,10 +85,12 @@ class ExtractOperator(BatchOperator):
     def __init__(self, *, job: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.job = job
+        self._run_id = ""  # for OpenLineage: it asks in a fork, which had better not ask Airflow
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Open, then extract."""
         from include import pipeline
+        from include.spend_limits import PARAM, SpendLimit, join
 
         params = context["params"]
         spec = with_overrides(
@@ -80,6 +98,7 @@ class ExtractOperator(BatchOperator):
             model=params.get("model"),
             sample=params.get("sample"),
         )
+        spec = with_provider(spec, connections.provider(spec.request.conn_id))
         ledger = connections.ledger()
         run = pipeline.open_run(
             ledger,
@@ -89,40 +108,136 @@ class ExtractOperator(BatchOperator):
             dag_id=self.dag_id,
             dag_run_id=context["run_id"],
         )
-        source = spec.source.conn_id
+        self._run_id = run.run_id
+        limit = SpendLimit.of(params.get(PARAM))
+        if limit is not None:
+            join(ledger, run, limit)
         run = pipeline.extract(
-            run, ledger, connections.artifacts(), lambda: connections.engine(source)
+            run,
+            ledger,
+            connections.artifacts(),
+            lambda: connections.source(spec),
+            jobs_root=connections.jobs_root(),
         )
         return {"run_id": run.run_id, "rows": run.rows}
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Tell OpenLineage what was read, and how many rows."""
+        from llm_batch import lineage
+
+        return lineage.of_extract(self._run_id)
 
 
 class BuildRequestsOperator(RoundOperator):
     """Writes the request files of one round; skips itself, and the round, when nothing is open.
 
-    Returns one dict per shard: `submission_id`, `shard`, `requests`, `enqueued_tokens`.
+    Returns one dict per shard: `submission_id`, `shard`, `requests`, `enqueued_tokens`. While
+    another run of the partition asks the same it defers itself (`deferrable=False`: sleeps).
     """
 
     ui_color = "#f1f3f4"
+    nothing = "No row is open in this round."
+
+    def __init__(
+        self,
+        *,
+        deferrable: bool = conf.getboolean("llm_batch", "deferrable", fallback=True),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.deferrable = deferrable
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Build, or skip."""
         from include import pipeline
 
+        batches = self.built(context)
+        spec = pipeline.pinned(connections.ledger().run(self.run["run_id"]))
+        if self.round_number == 1:
+            batches = self.first_round(batches, spec)
+        if not batches:
+            raise AirflowSkipException(self.nothing)
+        return [shard(one, spec.limits.enqueued_tokens) for one in batches]
+
+    def execute_complete(self, context: Context, event: Any = None) -> Any:
+        """The other run has ended, perhaps."""
+        return self.execute(context)
+
+    def built(self, context: Context) -> list[Batch]:
+        """Return the batches of the round, none when no row is open."""
+        from include.errors import PartitionBusyError
+
+        while True:
+            try:
+                return self._built(context)
+            except PartitionBusyError as busy:
+                self.log.info("%s", busy)
+                pause = connections.submission_policy().busy_pause
+                come_back(self, pause, deferrable=self.deferrable)
+
+    def _built(self, context: Context) -> list[Batch]:
+        from include import pipeline
+
         ledger = connections.ledger()
         run = ledger.run(self.run["run_id"])
         spec = pipeline.pinned(run)
-        batches = pipeline.build(
-            run,
-            self.round_number,
-            ledger,
-            connections.artifacts(),
-            lambda: connections.target(spec),
-            most_shards=conf.getint("core", "max_map_length", fallback=1024),
-            jobs_root=connections.jobs_root(),
-        )
-        if not batches:
-            raise AirflowSkipException(f"Round {self.round_number}: no row is open.")
-        return [shard(one, spec.limits.enqueued_tokens) for one in batches]
+        try:
+            return pipeline.build(
+                run,
+                self.round_number,
+                ledger,
+                connections.artifacts(),
+                lambda: connections.target(spec),
+                most_shards=conf.getint("core", "max_map_length", fallback=1024),
+                jobs_root=connections.jobs_root(),
+                profile=connections.provider(spec.request.conn_id),
+            )
+        finally:  # a run that is over its budget does not begin: that is when somebody must know
+            self.tell_about(run.run_id, context)
+
+    def first_round(self, batches: list[Batch], spec: JobSpec) -> list[Batch]:
+        """Return what is submitted together: the canary has gone before."""
+        from include.canary import after_canary
+
+        return after_canary(batches, spec.canary)
+
+
+class BuildCanaryOperator(BuildRequestsOperator):
+    """Writes the request files of round 1; skips itself when it is too small for a canary.
+
+    Returns a list of one dict, that of the canary.
+    """
+
+    nothing = "The run is too small for a canary: all of it goes at once."
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(round_number=1, **kwargs)
+
+    def first_round(self, batches: list[Batch], spec: JobSpec) -> list[Batch]:
+        """Return the canary alone."""
+        from include.canary import canary_of
+
+        first = canary_of(batches, spec.canary)
+        return [] if first is None else [first]
+
+
+class JudgeCanaryOperator(RunOperator):
+    """Fails the run, before the rest is sent, when the canary came out badly. Returns figures."""
+
+    ui_color = "#fef7e0"
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Judge."""
+        from include.canary import judge
+
+        ledger = connections.ledger()
+        figures = judge(ledger.run(self.run["run_id"]), ledger)
+        return {
+            "requests": figures.requests,
+            "judged": figures.judged,
+            "failed": figures.failed,
+            "cost_usd": None if figures.cost_usd is None else str(figures.cost_usd),
+        }
 
 
 class SubmitBatchOperator(BatchOperator):
@@ -160,22 +275,29 @@ class SubmitBatchOperator(BatchOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Submit; come back later when it is not our turn."""
+        from include import alerts
         from include.submission import SubmitLaterError
 
+        ledger = connections.ledger()
         submission = self.submission or self._registered(context)
-        row = connections.ledger().batch(submission["submission_id"])
+        row = ledger.batch(submission["submission_id"])
+        is_new = row.batch_id is None
+        self.log.info("%s: round %s, shard %s.", ledger.run(row.run_id), row.round, row.shard)
         submit = connections.submission(row.conn_id).submit
         while True:
             try:
                 row = submit(row.submission_id, enqueued_tokens=submission.get("enqueued_tokens"))
             except SubmitLaterError as later:
                 self.log.info("%s", later)
-                if self.deferrable:
-                    defer_until_turn(self, later)
-                time.sleep(later.retry_after or SHORTEST_DEFERRAL)
+                come_back(self, later.retry_after or 0.0, deferrable=self.deferrable)
             else:
                 context["ti"].xcom_push(key="batch_id", value=row.batch_id)
-                return {**submission, "batch_id": row.batch_id}
+                tell(alerts.of_submission(row, ledger), context, self.notifiers)
+                if is_new:
+                    metrics.submitted(row)
+                metrics.in_flight(row, ledger)
+                page = connections.batch_page(row.conn_id, row.batch_id)
+                return {**submission, "batch_id": row.batch_id, "page": page}
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """It is our turn, perhaps."""
@@ -192,6 +314,7 @@ class SubmitBatchOperator(BatchOperator):
             conn_id=self.openai_conn_id,
             dag_id=self.dag_id,
             dag_run_id=context["run_id"],
+            profile=connections.provider(self.openai_conn_id),
         )
         return shard(row, None)
 
@@ -215,11 +338,18 @@ class CollectResultsOperator(BatchOperator):
         from include import collecting
 
         ledger, artifacts = connections.ledger(), connections.artifacts()
-        row = ledger.batch(self.batch["submission_id"])
-        row = collecting.collect(row, ledger, artifacts, connections.batch_api(row.conn_id))
+        before = ledger.batch(self.batch["submission_id"])
+        run = ledger.run(before.run_id)
+        self.log.info("%s: round %s, shard %s.", run, before.round, before.shard)
+        api = connections.batch_api(before.conn_id)
+        row = collecting.collect(before, ledger, artifacts, api)
+        if row.state != before.state:
+            metrics.collected(row)
+        metrics.in_flight(row, ledger)
         return {
             "submission_id": row.submission_id,
             "batch_id": row.batch_id,
+            "page": connections.batch_page(row.conn_id, row.batch_id),
             "requests": row.requests,
             "succeeded": row.succeeded,
             "retry": row.retry,
@@ -232,12 +362,27 @@ class CollectResultsOperator(BatchOperator):
 
 
 class SettleRoundOperator(RoundOperator):
-    """Adds a round up and looks for duplicate batches. Returns the round's counts."""
+    """Adds a round up and looks for duplicate batches. Returns the round's counts.
+
+    When no row is open it skips the tasks `later` (the builds of all later rounds), so that none
+    of them takes a process to find that out.
+    """
 
     ui_color = "#f1f3f4"
 
+    def __init__(self, *, later: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.later = tuple(later)
+
     def execute(self, context: Context) -> dict[str, Any]:
-        """Settle."""
+        """Settle, and skip what has nothing left to do."""
+        counts = self._settled(context)
+        if self.later and not counts["retry"]:
+            context["ti"].xcom_push(key=BaseXCom.XCOM_RETURN_KEY, value=counts)
+            raise DownstreamTasksSkipped(tasks=list(self.later))  # type: ignore[no-untyped-call]
+        return counts
+
+    def _settled(self, context: Context) -> dict[str, Any]:
         from include import pipeline
 
         ledger = connections.ledger()
@@ -249,6 +394,7 @@ class SettleRoundOperator(RoundOperator):
             connections.batch_api(pipeline.pinned(run).request.conn_id),
             connections.submission_policy(),
         )
+        self.tell_about(run.run_id, context)
         return {
             "requests": settled.requests,
             "succeeded": settled.succeeded,
@@ -273,6 +419,12 @@ class LoadResultsOperator(RunOperator):
         run = pipeline.load(run, ledger, connections.artifacts(), lambda: connections.target(spec))
         return {"run_id": run.run_id, "loaded": run.loaded, "failed": run.failed}
 
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Tell OpenLineage what was written, and how many rows."""
+        from llm_batch import lineage
+
+        return lineage.of_load(self.run["run_id"])
+
 
 class ReportOperator(RunOperator):
     """Tells what the run came to: log, return value, asset event, metrics.
@@ -285,20 +437,24 @@ class ReportOperator(RunOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Report."""
-        from airflow.sdk.observability.stats import Stats
-
         from include.report import check_failure_rate, run_report
 
         ledger = connections.ledger()
         run = ledger.run(self.run["run_id"])
         report = run_report(run, ledger)
         self.log.info("%s", report.text())
-        for name, value in report.metrics().items():
-            Stats.gauge(f"llm_batch.run.{name}", value, tags={"job": run.job})
+        metrics.reported(run, report)
         for asset in self.outlets:
             context["outlet_events"][asset].extra = report.as_dict()
+        self.tell_about(run.run_id, context)
         check_failure_rate(run, report)
         return report.as_dict()
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Tell OpenLineage what the run came to."""
+        from llm_batch import lineage
+
+        return lineage.of_report(self.run["run_id"])
 
 
 def partition(job: str, context: Context) -> Partition:
@@ -322,14 +478,14 @@ def shard(row: Batch, enqueued_tokens: int | None) -> dict[str, Any]:
     }
 
 
-def defer_until_turn(operator: BaseOperator, later: SubmitLaterError) -> None:
-    """Give the worker back until it may be this batch's turn."""
+def come_back(operator: BaseOperator, seconds: float, *, deferrable: bool) -> None:
+    """Give the worker back for that time and call `execute_complete` then; else sleep here."""
     from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 
-    pause = max(later.retry_after or 0.0, SHORTEST_DEFERRAL)
-    operator.defer(
-        trigger=TimeDeltaTrigger(timedelta(seconds=pause)), method_name="execute_complete"
-    )
+    if deferrable:
+        pause = timedelta(seconds=max(seconds, SHORTEST_DEFERRAL))
+        operator.defer(trigger=TimeDeltaTrigger(pause), method_name="execute_complete")
+    time.sleep(seconds or SHORTEST_DEFERRAL)
 
 
 def _mode(params: Any) -> str:

@@ -14,10 +14,12 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from include.batch_api import AsyncBatchApi
+from include.batch_status import BatchStatus
 from include.batch_view import BatchView
 from include.batch_watch import BatchWatch
 from include.errors import LLMBatchError
 from include.ledger import Ledger
+from include.waiting import WaitPolicy
 from llm_batch import connections
 
 OVER = frozenset({"failed", "success", "skipped", "removed", "upstream_failed"})
@@ -29,7 +31,7 @@ def watch(conn_id: str) -> BatchWatch:
     """Return this process's one lister for a connection."""
 
     async def connect() -> AsyncBatchApi:
-        return AsyncBatchApi(await connections.async_openai_client(conn_id))
+        return await connections.async_batch_api(conn_id)
 
     key = (id(asyncio.get_running_loop()), conn_id)
     return _watches.setdefault(key, BatchWatch(connect))
@@ -43,11 +45,11 @@ def ledger() -> Ledger:
 
 
 class BatchTrigger(BaseTrigger):
-    """Fires once: when `batch_id` is final, or at `deadline` if it is not final by then.
+    """Fires once: when `batch_id` is final, or at `late_at` or `deadline` if it is not by then.
 
-    Its event is `{"batch_id": …, "status": <final status> or "deadline"}`. Times are ISO-8601 UTC,
-    durations seconds. Any number of failed polls is tolerated until the deadline, which is
-    absolute: a restart of the triggerer does not move it. Every argument but the ids has a
+    Its event is `{"batch_id": …, "status": <final status>, "late" or "deadline"}`. Times are
+    ISO-8601 UTC, durations seconds. Any number of failed polls is tolerated until the deadline,
+    which is absolute: a restart of the triggerer does not move it. Every argument but the ids has a
     default, so that a trigger stored by an earlier release still loads.
     """
 
@@ -61,6 +63,7 @@ class BatchTrigger(BaseTrigger):
         poll_interval: float = 60.0,
         first_poll: float = 10.0,
         requests: int = 0,
+        late_at: str = "",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.conn_id = conn_id
@@ -70,6 +73,7 @@ class BatchTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.first_poll = first_poll
         self.requests = requests
+        self.late_at = late_at
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return exactly the arguments that the trigger was made with."""
@@ -83,6 +87,7 @@ class BatchTrigger(BaseTrigger):
                 "poll_interval": self.poll_interval,
                 "first_poll": self.first_poll,
                 "requests": self.requests,
+                "late_at": self.late_at,
             },
         )
 
@@ -91,17 +96,18 @@ class BatchTrigger(BaseTrigger):
         # A trigger that fires within about 5 s of the deferral makes the scheduler of Airflow
         # 3.3.2 fail the task: it still waits for the executor's own word on the deferral.
         await asyncio.sleep(self.first_poll)
-        deadline = datetime.fromisoformat(self.deadline)
+        until = datetime.fromisoformat(self.late_at or self.deadline)
         try:
-            async with asyncio.timeout((deadline - datetime.now(UTC)).total_seconds()):
+            async with asyncio.timeout((until - datetime.now(UTC)).total_seconds()):
                 status = await self._final_status()
         except TimeoutError:
-            status = "deadline"
+            status = "late" if self.late_at else "deadline"
         event = {"batch_id": self.batch_id, "status": status}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def _final_status(self) -> str:
         last: BatchView | None = None
+        lost_since: datetime | None = None
         updates = watch(self.conn_id).follow(self.batch_id, interval=self.poll_interval)
         async for news in updates:
             if isinstance(news, LLMBatchError):
@@ -112,8 +118,12 @@ class BatchTrigger(BaseTrigger):
             if last is None or _moved(last, news):
                 self.log.info("%s", self._progress(news))
                 await self._record(news)
+                await self._show(news)
             last = news
-            if news.is_final:
+            is_unknown = news.status == BatchStatus.LOST
+            lost_since = (lost_since or datetime.now(UTC)) if is_unknown else None
+            # Of one that may come back the task would only defer itself again: see `waiting.look`.
+            if news.is_final and (lost_since is None or WaitPolicy().is_lost(lost_since)):
                 return news.status
         raise AssertionError("a watch never ends by itself")
 
@@ -143,6 +153,35 @@ class BatchTrigger(BaseTrigger):
         except LLMBatchError as error:
             self.log.warning("%s: progress was not recorded: %s", *self._who(), error)
 
+    async def _show(self, view: BatchView) -> None:
+        """Keep the XCom `progress` of the deferred task up to date, for its tab in the UI."""
+        try:
+            await asyncio.to_thread(self._show_now, view)
+        except Exception as error:  # noqa: BLE001  # a wait outlives whatever cannot be shown
+            self.log.debug("%s: no XCom was written: %s", *self._who(), type(error).__name__)
+
+    def _show_now(self, view: BatchView) -> None:
+        from airflow.sdk.execution_time.xcom import XCom
+
+        ti = self.task_instance
+        if ti is None:
+            return
+        XCom.set(
+            key="progress",
+            value={
+                "batch_id": view.batch_id,
+                "status": view.status,
+                "done": view.done,
+                "failed": view.failed,
+                "total": view.total or self.requests,
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+            dag_id=ti.dag_id,
+            task_id=ti.task_id,
+            run_id=ti.run_id,
+            map_index=-1 if ti.map_index is None else ti.map_index,
+        )
+
     def _record_now(self, view: BatchView) -> None:
         ledger().polled(view.batch_id, api_status=view.status, done=view.done, failed=view.failed)
 
@@ -154,8 +193,11 @@ class BatchTrigger(BaseTrigger):
         """
         if not await asyncio.to_thread(self._is_over):
             return
-        async with await connections.async_openai_client(self.conn_id) as client:
-            await AsyncBatchApi(client).cancel(self.batch_id)
+        api = await connections.async_batch_api(self.conn_id)
+        try:
+            await api.cancel(self.batch_id)
+        finally:
+            await api.close()
         self.log.warning("%s: its task was ended, so cancelling was asked for.", *self._who())
 
     def _is_over(self) -> bool:
