@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from include.simulator.process import Simulator
@@ -17,7 +20,16 @@ if TYPE_CHECKING:
 POSTGRES = "LLM_BATCH_TEST_POSTGRES"
 POSTGRES_DEFAULT = "postgresql://root@127.0.0.1:5432/postgres"
 
+# A busy machine must not fail a property.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
+
 Missing = Callable[[str], None]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: most tests wait for another process much of their time."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +67,31 @@ def postgres_url(missing: Missing) -> Iterator[str]:
     admin.dispose()
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    """An empty database, once of each kind."""
+    if request.param == "sqlite":
+        engine = sa.create_engine(f"sqlite:///{tmp_path}/empty.db")
+    else:
+        engine = sa.create_engine(request.getfixturevalue("postgres_url"))
+    yield engine
+    if request.param == "postgres":
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+            connection.exec_driver_sql("CREATE SCHEMA public")
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite ledger to copy: to migrate one for each test would take most of the time."""
+    from include.ledger import Ledger
+
+    path = tmp_path_factory.mktemp("empty") / "ledger.db"
+    Ledger(sa.create_engine(f"sqlite:///{path}")).engine.dispose()
+    return path
+
+
 @pytest.fixture
 def simulator(tmp_path: Path) -> Iterator[Simulator]:
     """A running simulator with a state of its own."""
@@ -63,3 +100,60 @@ def simulator(tmp_path: Path) -> Iterator[Simulator]:
     running = Simulator.start(tmp_path / "simulator")
     yield running
     running.stop()
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A server that speaks S3 over HTTP; `environment` is what another process needs for it."""
+
+    endpoint: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that boto, s3fs and pyarrow read."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": "test-key",
+            "AWS_SECRET_ACCESS_KEY": "test-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def bucket(self) -> str:
+        """Make a new bucket and return its URI, such as `s3://bucket-1f2e`."""
+        import boto3
+
+        name = f"bucket-{secrets.token_hex(4)}"
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id="test-key",
+            aws_secret_access_key="test-secret",
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A running S3 server without the environment that leads there; see `s3_bucket`."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line per call
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield S3Server(f"http://{host}:{port}")
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of an empty bucket; `s3://` leads to its server in this test and its processes."""
+    from s3fs import S3FileSystem
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    yield s3_server.bucket()
+    S3FileSystem.clear_instance_cache()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from include.job_spec import JOBS_ROOT
 from include.simulator.process import Simulator
+from tests.airflow.workshop import Job, MakeJob, Rows
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOME = Path(tempfile.mkdtemp(prefix="llm-batch-airflow-"))
@@ -89,3 +91,28 @@ def service(openai_simulator: Simulator) -> Iterator[Simulator]:
     openai_simulator.clear_faults()
     yield openai_simulator
     openai_simulator.clear_faults()
+
+
+@pytest.fixture
+def own_job(
+    airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeJob]:
+    """Make a job of the test's own with these rows, and `changes` to its files.
+
+    Its DAG file goes afterwards.
+    """
+    jobs = tmp_path / "jobs"
+    shutil.copytree(JOBS_ROOT, jobs)
+    monkeypatch.setenv("AIRFLOW__LLM_BATCH__JOBS", str(jobs))
+    made: list[Job] = []
+
+    def make(rows: Rows, name: str, *, dags: Path = DAGS, **changes: tuple[str, str]) -> Job:
+        job = Job(name, jobs, dags, airflow_home)
+        made.append(job)
+        job.write(**changes)
+        job.fill(rows)
+        return job
+
+    yield make
+    for job in made:
+        job.dag_file.unlink()

@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from include.job_spec import JOBS_ROOT
 from include.local_stack.environment import free_port
 from include.simulator.process import Simulator
-from tests.airflow.workshop import Job
+from tests.airflow.workshop import Job, MakeJob
 
 ROW_TEXT = "canary-row-7c1f"
 KEY = "canary-key-3b9e"
 GOOD = [("n1", f"{ROW_TEXT} one"), ("n2", f"{ROW_TEXT} two"), ("n3", f"{ROW_TEXT} three")]
-MakeJob = Callable[..., Job]
 
 
 @pytest.fixture
-def make_job(
-    airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[MakeJob]:
-    """Make a job of the test's own, with `changes` to its files; its DAG file goes afterwards."""
-    jobs = tmp_path / "jobs"
-    shutil.copytree(JOBS_ROOT, jobs)
-    monkeypatch.setenv("AIRFLOW__LLM_BATCH__JOBS", str(jobs))
-    made: list[Job] = []
-
-    def make(name: str, *, dags: Path | None = None, **changes: tuple[str, str]) -> Job:
-        job = Job(name, jobs, dags or airflow_home / "dags", airflow_home)
-        made.append(job)
-        job.write(**changes)
-        job.fill(GOOD)
-        return job
-
-    yield make
-    for job in made:
-        job.dag_file.unlink()
+def make_job(own_job: MakeJob) -> MakeJob:
+    """Make a job of good rows."""
+    return partial(own_job, GOOD)
 
 
 @pytest.fixture
@@ -101,7 +83,7 @@ def ledger_text(home: Path) -> str:
 BROKEN_FOLDERS = {
     "unknown_key": (
         {"job_yaml": ("  model:", f"  api_key: sk-{KEY}\n  model:")},
-        "job.yaml:7: request.api_key: unknown key; Allowed here: conn_id, endpoint, model",
+        "job.yaml:7: request.api_key: unknown key; Allowed here: conn_id, output, endpoint",
     ),
     "wrong_type": (
         {"job_yaml": ("{rounds: 1}", "{rounds: often}")},
@@ -116,7 +98,7 @@ BROKEN_FOLDERS = {
         "job.yaml:6: request.endpoint: unknown endpoint; allowed: /v1/responses, /v1/chat",
     ),
     "no_model": (
-        {"job_yaml": ("  model: gpt-5.2-mini\n", "")},
+        {"job_yaml": ("  model: gpt-5-mini\n", "")},
         "job.yaml:5: request.model: is missing",
     ),
     "bad_placeholder": (
@@ -203,7 +185,7 @@ def test_one_bad_row_keeps_no_other_back(
         "n5": "duplicate_key",
     }
     assert failures["n4"][1].startswith("column body is null, and prompt.md needs it; give it")
-    assert failures["n5"][1] == "the SQL returns several rows with this key; none of them was sent"
+    assert failures["n5"][1] == "the source has several rows with this key; none of them was sent"
 
     job.fill([*GOOD, ("n4", f"{ROW_TEXT} four"), ("n5", f"{ROW_TEXT} a")])
     job.run()
@@ -303,7 +285,7 @@ def test_a_model_that_the_api_does_not_know(
     make_job: MakeJob, service: Simulator, log: Log
 ) -> None:
     """The API refuses the batch: the log says why, every row has a reason, nothing is paid for."""
-    job = make_job("unknown_model", job_yaml=("gpt-5.2-mini", "no-such-model"))
+    job = make_job("unknown_model", job_yaml=("gpt-5-mini", "no-such-model"))
     before = service.bill()["cost_usd"]
 
     job.run()

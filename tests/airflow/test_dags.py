@@ -29,6 +29,29 @@ took = time.process_time() - before
 print(json.dumps({"took": took, "heavy": [m for m in sys.argv[3:] if m in sys.modules]}))
 """
 
+PRELOAD = """
+import json, sys
+from types import SimpleNamespace
+from llm_batch import listener
+
+class Job: pass
+
+listener.on_starting(SimpleNamespace())
+early = [m for m in sys.argv[1:] if m in sys.modules]
+listener.on_starting(Job())
+before = {m for m in sys.modules}
+from include import alerts, batch_api, collecting, loading, outcomes, pipeline, request_file
+import openai
+client = openai.OpenAI(api_key="sk-test")
+client.batches, client.files
+new = {m for m in sys.modules} - before
+print(json.dumps({
+    "early": early,
+    "ours": [m for m in before if m.split(".")[0] == "include"],
+    "late": sorted(m for m in new if m.split(".")[0] in sys.argv[1:]),
+}))
+"""
+
 
 @pytest.fixture(scope="module")
 def bag(airflow_home: Path) -> DagBag:
@@ -68,15 +91,25 @@ def test_a_dag_file_parses_fast(path: Path) -> None:
 
 
 def parse_cost(path: Path) -> dict[str, Any]:
+    return told(MEASURE, str(path.parent), path.stem, *HEAVY)
+
+
+def told(program: str, *arguments: str) -> dict[str, Any]:
+    """Run a program in a process of its own, and return the JSON object that it prints last."""
     answer = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path.parent), path.stem, *HEAVY],
+        [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'plugins'}"},
     )
-    cost: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
-    return cost
+    found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_scheduler_imports_what_its_tasks_need_before_it_forks_them() -> None:
+    """A task then imports no package that takes long; code of the project it imports itself."""
+    assert told(PRELOAD, *HEAVY) == {"early": [], "ours": [], "late": []}
 
 
 def test_the_graph_is_unrolled_rounds_of_mapped_shards(bag: DagBag) -> None:

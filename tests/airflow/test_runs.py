@@ -54,20 +54,27 @@ def test_a_day_ends_with_every_row_in_one_table(
     )
     rounds = (
         "SELECT count(*) FROM llm_batch_round JOIN llm_batch_run USING (run_id) "
-        "WHERE job = 'ticket_triage'"
+        "WHERE job = 'ticket_triage' AND interval_start LIKE '2026-11-03%'"
+    )
+    loaded_rows = "SELECT count(*) FROM ticket_labels WHERE _interval_start LIKE '2026-11-03%'"
+    failed_rows = (
+        "SELECT count(*) FROM ticket_labels_failures WHERE _interval_start LIKE '2026-11-03%'"
     )
     rows = scalar(airflow_home, "source_db", sql)
 
     run = dag.test(logical_date=DAY + timedelta(days=1), run_conf={})
 
-    loaded = scalar(airflow_home, "results_db", "SELECT count(*) FROM ticket_labels")
-    failed = scalar(airflow_home, "results_db", "SELECT count(*) FROM ticket_labels_failures")
+    loaded = scalar(airflow_home, "results_db", loaded_rows)
+    failed = scalar(airflow_home, "results_db", failed_rows)
     assert service.fired(transient["id"]) > 0
     assert service.fired(permanent["id"]) >= failed > 0
     assert loaded + failed == rows > 100
     assert scalar(airflow_home, "llm_batch_db", rounds) == 2
     assert run.get_task_instance("load").state == "success"
-    assert run.get_task_instance("round_3.build").state == "skipped"
+    third = run.get_task_instance("round_3.build")
+    assert (third.state, third.pid) == ("skipped", None), "no process is started for nothing"
+    assert run.get_task_instance("round_3.settle").state == "skipped"
+    assert run.get_task_instance("round_2.settle").xcom_pull("round_2.settle")["retry"] == 0
 
 
 def test_a_second_run_of_the_day_pays_nothing(

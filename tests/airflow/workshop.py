@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+Rows = Sequence[tuple[str, str | None]]  # note_id and body
 DAY = datetime(2026, 11, 3, tzinfo=UTC)
 FILES = {
     "job.yaml": """\
@@ -19,7 +20,7 @@ source:
   key: [note_id]
 request:
   endpoint: /v1/responses
-  model: gpt-5.2-mini
+  model: gpt-5-mini
   prompt: prompt.md
 target:
   conn_id: results_db
@@ -77,7 +78,7 @@ class Job:
         assert not changes
         self.dag_file.write_text(DAG.format(name=self.name))
 
-    def fill(self, rows: Sequence[tuple[str, str | None]]) -> None:
+    def fill(self, rows: Rows) -> None:
         """Make these the rows (note_id, body) of the day."""
         columns = (sa.Column(name, sa.Text) for name in ("note_id", "body", "written_at"))
         notes = sa.Table(f"{self.name}_notes", sa.MetaData(), *columns)
@@ -88,13 +89,13 @@ class Job:
             values = [{"note_id": one, "body": body, "written_at": at} for one, body in rows]
             connection.execute(sa.insert(notes), values)
 
-    def run(self) -> dict[str, str | None]:
+    def run(self, conf: dict[str, Any] | None = None) -> dict[str, str | None]:
         """Run the day once more through Airflow; the state of each task that came to run."""
         from airflow.dag_processing.dagbag import DagBag
 
         bag = DagBag(str(self.dag_file))
         assert bag.import_errors == {}
-        run = bag.dags[self.name].test(logical_date=DAY + timedelta(days=1))
+        run = bag.dags[self.name].test(logical_date=DAY + timedelta(days=1), run_conf=conf)
         return {one.task_id: one.state for one in run.get_task_instances()}
 
     def loaded(self) -> set[str]:
@@ -113,3 +114,6 @@ class Job:
 
     def _database(self, name: str) -> sa.Engine:
         return sa.create_engine(f"sqlite:///{self.home}/{name}.db")
+
+
+MakeJob = Callable[..., Job]

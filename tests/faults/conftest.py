@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -29,6 +30,12 @@ class Tally:
         for place, number in enumerate((fired, rows, *found)):
             line[place] += number
 
+    def merge(self, lines: dict[str, list[int]]) -> None:
+        """Add what another process has counted."""
+        for fault, counted in lines.items():
+            line = self.lines.setdefault(fault, [0] * len(counted))
+            self.lines[fault] = [a + b for a, b in zip(line, counted, strict=True)]
+
     def text(self) -> list[str]:
         """Return the table as lines."""
         rows = [COLUMNS, *((fault, *map(str, line)) for fault, line in sorted(self.lines.items()))]
@@ -44,6 +51,19 @@ TALLY = Tally()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--all-faults` runs every fault instead of the fast part."""
     parser.addoption("--all-faults", action="store_true", help="every fault, some minutes")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what this worker process of pytest-xdist has counted to the one that prints."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["faults"] = TALLY.lines
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take what a worker process has counted."""
+    TALLY.merge(getattr(node, "workeroutput", {}).get("faults", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

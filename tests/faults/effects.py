@@ -23,6 +23,7 @@ from include.report import RunReport
 from tests.faults.world import World
 
 Done = TypeVar("Done")
+Some = TypeVar("Some", bound=World)
 
 BEFORE = "error before"  #: It never happened.
 AFTER = "answer lost"  #: It happened, and nobody was told.
@@ -154,7 +155,7 @@ class Effects:
                 lambda: sqlite3.OperationalError("disk I/O error (injected)"),
             )
 
-        engine.dialect.do_commit = watched  # type: ignore[method-assign]
+        engine.dialect.do_commit = watched  # type: ignore[method-assign, assignment]
 
     # Files
 
@@ -244,3 +245,13 @@ def until_done(
             assert not (exits and effects.fired > fired), "somebody swallowed the process's end"
             return report
     raise AssertionError(f"I9: not done after {restarts} starts:\n{said}")
+
+
+def finished(world: Some, effects: Effects, network: Any, said: Said) -> Some:
+    """Run the world until it is done; nothing is counted any more when it is returned."""
+    with effects.renames(world.folder):
+        until_done(world, said, effects=effects)
+    effects.end(network)
+    world.prepare = lambda _engine: None
+    world.close()
+    return world

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from include.simulator.process import ROOT, Simulator
-from tests.faults.audit import Result, full_audit, result_of
+from tests.faults.audit import Result, bill_of, full_audit, queue_audit, result_of
 from tests.faults.conftest import Tally
 from tests.faults.effects import Said
-from tests.faults.world import World
+from tests.faults.queue_world import NAME, QueueWorld, request
+from tests.faults.world import QUICK, World, thrifty_job
 
 pytestmark = pytest.mark.faults
 
 ROWS = 8
+SHARING, BODIES = 10, 6  # rows, and their different requests
 AGAIN = {"fault": "line_error", "status": 500, "fraction": 0.4, "first_times": 1}
 # method, path, and which of these calls
 CALLS = [
@@ -45,10 +47,14 @@ def like(service: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     world.close()
 
 
-def _start(world: World) -> subprocess.CompletedProcess[str]:
+def _start(world: World, name: str = "plain") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.faults.one_run", str(world.folder)]
+    return _ended([*command, world.simulator.url, str(world.day), name])
+
+
+def _ended(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*command, world.simulator.url, str(world.day)],
+        command,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -91,3 +97,70 @@ def test_a_killed_process(
     world.close()
     tally.add(f"SIGKILL, {fault}", fired=1, rows=ROWS, findings=findings)
     assert not findings
+
+
+def test_a_killed_process_between_canary_and_rest(
+    service: Simulator, folder: Path, said: Said, tally: Tally
+) -> None:
+    """The canary is judged, the rest is at the API: the next process sends neither again."""
+    whole = _thrifty(folder / "whole", service, len(CASES) + 1)
+    world = _thrifty(folder / "killed", service, len(CASES) + 2)
+    service.clear_faults()
+    service.add_faults(AGAIN)
+    whole.run()
+    service.clear_faults()
+    _, rule = service.add_faults(
+        AGAIN, {"fault": "kill_after", "method": "POST", "path": "/batches$", "nth": 2}
+    )
+
+    killed = _start(world, "thrifty")
+    second = _start(world, "thrifty")
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert service.fired(rule["id"]) == 1
+    assert second.returncode == 0, second.stderr
+    world.run_ids = second.stdout.split()
+    findings = full_audit(world, killed.stderr + second.stderr, like=result_of(whole))
+    assert bill_of(world, world.run_ids[0])[0] == BODIES
+    tally.add("SIGKILL, canary and shared", fired=1, rows=SHARING, findings=findings)
+    assert not findings
+    whole.close()
+    world.close()
+
+
+def _thrifty(folder: Path, service: Simulator, day: int) -> World:
+    folder.mkdir()
+    world = World(folder, service, day, thrifty_job())
+    world.fill(SHARING, bodies=BODIES)
+    world.close()
+    return world
+
+
+def test_a_killed_drain(
+    *, service: Simulator, folder: Path, tally: Tally, all_faults: bool
+) -> None:
+    """The batch of the second run has just been made: the next drain finishes both runs."""
+    if not all_faults:
+        pytest.skip("a part of --all-faults; test_request_queue.py kills drains as well")
+    world = QueueWorld(folder, service, url=f"sqlite:///{folder}/ledger.db", policy=QUICK)
+    world.ledger()
+    world.application().put_many([request(number) for number in (0, 3, 6, 2, 5, 8)])
+    world.before = frozenset(one["id"] for one in service.batches()["batches"])
+    service.clear_faults()
+    (rule,) = service.add_faults(
+        {"fault": "kill_after", "method": "POST", "path": "/batches$", "nth": 2}
+    )
+    command = [sys.executable, "-m", "tests.faults.one_drain"]
+
+    killed = _ended([*command, str(folder), service.url, world.url])
+    second = _ended([*command, str(folder), service.url, world.url])
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert service.fired(rule["id"]) == 1
+    assert second.returncode == 0, second.stderr
+    world.run_ids = [one.run_id for one in world.ledger().runs(NAME)]
+    assert len(world.run_ids) == 2
+    findings = queue_audit(world, killed.stderr + second.stderr)
+    tally.add("SIGKILL, queue", fired=1, rows=6, findings=findings)
+    assert not findings
+    world.close()

@@ -261,13 +261,9 @@ def _new(run_id: str, shard: int) -> NewBatch:
     )
 
 
-def test_the_ledger_keeps_its_promises(tmp_path: Path, *, all_faults: bool) -> None:
+def test_the_ledger_keeps_its_promises(empty_ledger: Path, *, all_faults: bool) -> None:
     """No order of calls leads off the drawn edges, to two batches, or to a lost claim."""
-    template = tmp_path / "ledger.db"
-    engine = sa.create_engine(f"sqlite:///{template}")
-    Ledger(engine)
-    engine.dispose()
-    LedgerMachine.template = template
+    LedgerMachine.template = empty_ledger
 
     run_state_machine_as_test(
         LedgerMachine,

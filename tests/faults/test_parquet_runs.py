@@ -13,6 +13,7 @@ from include import pipeline
 from include.artifacts import Artifacts
 from include.audit import Finding, audit
 from include.dataset_path import dataset_at
+from include.figures import counted
 from include.local_stack import showing
 from include.local_stack.summary import Summarizer
 from include.parquet_layout import FAILURES, RESULTS, part_path
@@ -138,7 +139,7 @@ def test_the_audit_finds_rows_that_disappeared(world: DatasetWorld) -> None:
     (finding,) = world.findings()
 
     assert finding.invariant == "I1"
-    assert f"{report.loaded} rows are in neither" in finding.message
+    assert f"{counted(report.loaded, 'row is', 'rows are')} in neither" in finding.message
     assert TEXT not in finding.message
 
 

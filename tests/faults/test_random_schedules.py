@@ -13,7 +13,7 @@ import pytest
 from include.simulator.process import Simulator
 from tests.faults.audit import Result, full_audit, result_of
 from tests.faults.conftest import Tally
-from tests.faults.effects import EXIT_AFTER, EXIT_BEFORE, EXIT_LATE, Effects, Said, until_done
+from tests.faults.effects import EXIT_AFTER, EXIT_BEFORE, EXIT_LATE, Effects, Said, finished
 from tests.faults.world import World, job
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("quick_retries")]
@@ -122,15 +122,6 @@ def _world(folder: Path, service: Simulator, day: int, effects: Effects, inner: 
     return world
 
 
-def _ended(world: World, effects: Effects, inner: Any, said: Said) -> World:
-    with effects.renames(world.folder):
-        until_done(world, said, effects=effects)
-    effects.end(inner)
-    world.prepare = lambda _engine: None
-    world.close()
-    return world
-
-
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Simulator]:
     """A simulator for a block of seeds: its books stay short."""
@@ -141,7 +132,7 @@ def service(tmp_path: Path) -> Iterator[Simulator]:
 def _without_faults(folder: Path, service: Simulator, inner: Any, said: Said) -> Result:
     nothing = Effects(0, EXIT_AFTER)
     service.add_faults(*ROUNDS)
-    world = _ended(_world(folder, service, 0, nothing, inner), nothing, inner, said)
+    world = finished(_world(folder, service, 0, nothing, inner), nothing, inner, said)
     result = result_of(world)
     assert not full_audit(world, str(said))
     assert sum(name.startswith("round-1/") for name in result.files) == SHARDS
@@ -176,7 +167,7 @@ def test_random_schedules(
         world = _world(tmp_path, service, seed + 1, effects, network)
         story = f"seed {seed}: {rules}, {effects.kind} at effect {effects.n}"
         try:
-            _ended(world, effects, network, said)
+            finished(world, effects, network, said)
             counts = {one["id"]: one for one in service.faults()}
             service.clear_faults()
             findings = full_audit(world, str(said), like=like, first_round_only=True)

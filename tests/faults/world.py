@@ -17,14 +17,17 @@ import httpx2
 import openai
 import sqlalchemy as sa
 
-from include import collecting, pipeline
+from include import collecting, pipeline, spend_limits
 from include.artifacts import Artifacts
 from include.batch_api import BatchApi
-from include.job_spec import JobSpec
+from include.canary import after_canary, canary_of, judge
+from include.job_spec import JOBS_ROOT, JobSpec, with_provider
 from include.ledger import Ledger
 from include.ledger_records import Batch, Partition, Run
+from include.provider import OPENAI, ProviderProfile
 from include.report import RunReport, run_report
 from include.simulator.process import Simulator
+from include.spend_limits import SpendLimit
 from include.submission import Submission, SubmissionPolicy, SubmitLaterError
 from include.waiting import Verdict, WaitPolicy, look
 
@@ -69,6 +72,16 @@ def job(**changes: Any) -> JobSpec:
     return JobSpec.model_validate(parts | changes)
 
 
+def thrifty_job(**changes: Any) -> JobSpec:
+    """The same job with all that saves money: a canary, shared requests and a budget."""
+    parts: dict[str, Any] = {
+        "canary": {"requests": 2, "max_failure_rate": 0.1},
+        "reuse": {"identical": True},
+        "budget": {"max_usd": 50, "max_usd_per_month": 100},
+    }
+    return job(**parts | changes)
+
+
 @dataclass
 class World:
     """Everything that one partition needs; `folder` holds its databases and artifacts.
@@ -84,10 +97,14 @@ class World:
     transport: httpx2.BaseTransport | None = None
     headers: dict[str, str] = field(default_factory=dict)
     policy: SubmissionPolicy = QUICK
+    profile: ProviderProfile = OPENAI
     create_timeout: float = 2.0  # seconds
     patience: float = 60.0  # seconds that a batch may take
-    wait: WaitPolicy = field(default_factory=WaitPolicy)
+    wait: WaitPolicy = field(default_factory=lambda: WaitPolicy(lost_minutes=0.0))
+    jobs: Path = JOBS_ROOT
+    limit: SpendLimit | None = None
     prepare: Callable[[sa.Engine], None] = lambda _engine: None
+    on_judged: Callable[[], None] = lambda: None
     run_ids: list[str] = field(default_factory=list)
     _is_open: bool = False
     _engines: dict[str, sa.Engine] = field(default_factory=dict)
@@ -99,10 +116,11 @@ class World:
         start = START + self.day * DAY
         return Partition(self.spec.name, start, start + DAY)
 
-    def fill(self, rows: int, *, text: str = TEXT) -> None:
-        """Write `rows` notes into the source."""
+    def fill(self, rows: int, *, text: str = TEXT, bodies: int | None = None) -> None:
+        """Write `rows` notes into the source, with so many different `bodies` (None: all)."""
         at = (self.partition.start + timedelta(hours=12)).isoformat()
-        notes = [{"id": f"n{n:04d}", "at": at, "body": f"{text} {n}"} for n in range(rows)]
+        texts = [f"{text} {n % (bodies or rows)}" for n in range(rows)]
+        notes = [{"id": f"n{n:04d}", "at": at, "body": body} for n, body in enumerate(texts)]
         with self.source().begin() as connection:
             connection.exec_driver_sql(
                 "CREATE TABLE IF NOT EXISTS notes (note_id TEXT, written_at TEXT, body TEXT)"
@@ -135,7 +153,7 @@ class World:
                 http_client=httpx2.Client(transport=transport),
                 default_headers=self.headers,
             )
-            self._api = BatchApi(client, create_timeout=self.create_timeout)
+            self._api = BatchApi(client, create_timeout=self.create_timeout, profile=self.profile)
         return self._api
 
     def close(self) -> None:
@@ -155,6 +173,8 @@ class World:
         """Do the whole run, or what is left of it after an interruption."""
         ledger = self.ledger()
         run = self._opened(ledger, mode)
+        if self.limit is not None:
+            spend_limits.join(ledger, run, self.limit)
         run = pipeline.extract(run, ledger, self.artifacts(), self.source)
         for number in range(1, self.spec.retry.rounds + 1):
             if not self.round(run, number, ledger):
@@ -169,7 +189,7 @@ class World:
             return ledger.run(self.run_ids[-1])
         run = pipeline.open_run(
             ledger,
-            self.spec,
+            with_provider(self.spec, self.profile),
             self.partition,
             mode=mode,
             dag_id=self.spec.name,
@@ -182,13 +202,31 @@ class World:
     def round(self, run: Run, number: int, ledger: Ledger) -> bool:
         """Do one round; False when nothing is open."""
         batches = pipeline.build(
-            ledger.run(run.run_id), number, ledger, self.artifacts(), self.target, most_shards=1024
+            ledger.run(run.run_id),
+            number,
+            ledger,
+            self.artifacts(),
+            self.target,
+            most_shards=1024,
+            jobs_root=self.jobs,
+            profile=self.profile,
         )
-        for batch in batches:
+        run = ledger.run(run.run_id)
+        for batch in self._canary(run, batches, ledger) if number == 1 else batches:
             self.shard(batch, ledger)
         if batches:
-            pipeline.settle(ledger.run(run.run_id), number, ledger, self.api(), self.policy)
+            pipeline.settle(run, number, ledger, self.api(), self.policy)
         return bool(batches)
+
+    def _canary(self, run: Run, batches: list[Batch], ledger: Ledger) -> list[Batch]:
+        """Send the canary of the first round and judge it; return what goes after it."""
+        canary = pipeline.pinned(run).canary
+        first = canary_of(batches, canary)
+        if first is not None:
+            self.shard(first, ledger)
+            judge(run, ledger)
+            self.on_judged()
+        return after_canary(batches, canary)
 
     def shard(self, batch: Batch, ledger: Ledger) -> None:
         """Submit, wait and collect one request file."""

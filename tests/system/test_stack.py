@@ -15,7 +15,15 @@ import psutil
 import pytest
 
 from include.errors import ConfigurationError
-from include.local_stack.backfill import Days, start_backfill, wait_for_days
+from include.local_stack.backfill import (
+    Days,
+    How,
+    cancel,
+    hold,
+    intervals_of,
+    start_backfill,
+    wait_for_runs,
+)
 from include.local_stack.component import ComponentDiedError, marked_processes
 from include.local_stack.environment import PROJECT, is_port_free
 from include.local_stack.rest import wait_until
@@ -41,6 +49,26 @@ with DAG(
 
     count()
 """
+SLOW_DAG = """
+import time
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from airflow.sdk import DAG, CronDataIntervalTimetable, task
+
+with DAG(
+    "slow",
+    schedule=CronDataIntervalTimetable("@daily", timezone="Europe/Berlin"),
+    start_date=datetime(2025, 11, 1, tzinfo=ZoneInfo("Europe/Berlin")),
+    catchup=False,
+):
+
+    @task
+    def wait():
+        time.sleep(600)
+
+    wait()
+"""
 DAYS = Days("tiny", date(2026, 11, 1), date(2026, 11, 2))
 RUN_TIMEOUT = 90.0  # seconds
 
@@ -50,6 +78,7 @@ def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DAG folder with nothing of the product: one DAG that works and one that does not."""
     folder = tmp_path_factory.mktemp("dags")
     (folder / "tiny.py").write_text(DAG)
+    (folder / "slow.py").write_text(SLOW_DAG)
     (folder / "broken.py").write_text("from airflow.sdk import DAG, nothing_of_this_name\n")
     return folder
 
@@ -65,14 +94,50 @@ def stack(tmp_path_factory: pytest.TempPathFactory, dags: Path) -> Iterator[Stac
 def test_backfill_runs_every_day_again(stack: Stack) -> None:
     """A second backfill right after the first is not refused, and runs the same days again."""
     for _ in range(2):
-        start_backfill(stack.client, DAYS, {})
-        runs = wait_for_days(
-            stack.client, DAYS, seconds=RUN_TIMEOUT, watch=lambda _runs: stack.check()
+        dates = start_backfill(stack.client, DAYS, {})
+        runs = wait_for_runs(
+            stack.client, "tiny", dates, seconds=RUN_TIMEOUT, watch=lambda _runs: stack.check()
         )
 
         assert [run.state for run in runs] == ["success", "success"]
     values = [stack.client.xcom("tiny", run.run_id, "count") for run in runs]
     assert values == [1, 2]
+
+
+def test_an_interval_ends_where_the_next_begins(stack: Stack) -> None:
+    """What a dry run counts is what runs work on: days of the schedule's own time zone."""
+    stack.wait_for_dag("slow")
+    found = intervals_of(
+        stack.client, Days("slow", date(2026, 3, 28), date(2026, 3, 30), "Europe/Berlin")
+    )
+
+    assert [f"{end:%d %H:%M}" for _, end in found] == ["28 23:00", "29 22:00", "30 22:00"]
+    assert [f"{start:%d %H:%M}" for start, _ in found] == ["27 23:00", "28 23:00", "29 22:00"]
+
+
+def test_a_backfill_is_paused_and_cancelled(stack: Stack) -> None:
+    """Paused, it begins no other run; cancelled, those that run are ended as well."""
+    client = stack.client
+    stack.wait_for_dag("slow")
+    days = Days("slow", date(2026, 3, 1), date(2026, 3, 4), "Europe/Berlin")
+    start_backfill(client, days, {}, How(max_active_runs=1, backwards=True))
+
+    def states() -> list[str]:
+        return [run.state for run in client.runs("slow", *days.bounds)]
+
+    wait_until("a running run", RUN_TIMEOUT, lambda: "running" in states())
+    assert states() == ["queued", "queued", "queued", "running"]  # the last day is the first
+    assert hold(client, "slow", paused=True) == 4
+    (running,) = [run for run in client.runs("slow", *days.bounds) if run.state == "running"]
+    client.mark_run("slow", running.run_id, "success")
+    time.sleep(5)
+    assert states() == ["queued", "queued", "queued", "success"]
+
+    hold(client, "slow", paused=False)
+    wait_until("the next run", RUN_TIMEOUT, lambda: "running" in states())
+    assert cancel(client, "slow") == 1
+    assert states() == ["failed", "failed", "failed", "success"]
+    assert not client.active_backfills("slow")
 
 
 def test_broken_dag_is_reported_at_once(stack: Stack) -> None:
@@ -84,13 +149,18 @@ def test_broken_dag_is_reported_at_once(stack: Stack) -> None:
 def test_only_the_loopback_interface_listens(stack: Stack) -> None:
     """No process of the stack can be reached from another machine."""
     listening = {
-        connection.laddr.ip
-        for process in marked_processes(stack.home)
-        for connection in process.net_connections()
-        if connection.status == psutil.CONN_LISTEN
+        address for process in marked_processes(stack.home) for address in _listening(process)
     }
 
     assert listening == {"127.0.0.1"}
+
+
+def _listening(process: psutil.Process) -> set[str]:
+    try:
+        connections = process.net_connections()
+    except psutil.NoSuchProcess:  # a task that has ended meanwhile
+        return set()
+    return {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN}
 
 
 def test_lost_component_is_noticed_and_comes_back(stack: Stack) -> None:

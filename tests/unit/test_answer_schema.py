@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.answer_schema import AnswerReader, Kind, OutputColumn, output_columns
+from include.answer_schema import AnswerReader
 from include.classification import Problem, Reason
+from include.output_columns import Kind, OutputColumn, output_columns
 
 STRICT: dict[str, Any] = {
     "type": "object",

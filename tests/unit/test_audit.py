@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -75,7 +76,7 @@ def test_a_sound_run_has_no_finding(world: World) -> None:
 @pytest.mark.parametrize("table", ["note_labels", "note_labels_failures"])
 def test_a_row_that_disappears_is_found(world: World, table: str) -> None:
     """A row in neither table is named by its position, without its text."""
-    name = sa.column("note_id")
+    name: sa.ColumnClause[Any] = sa.column("note_id")
     rows = sa.table(table, name)
     with world.target().begin() as connection:
         first = connection.scalar(sa.select(sa.func.min(name)).select_from(rows))
@@ -84,7 +85,7 @@ def test_a_row_that_disappears_is_found(world: World, table: str) -> None:
     (finding,) = _findings(world)
 
     assert finding.invariant == "I1"
-    assert "1 rows are in neither" in finding.message
+    assert "1 row is in neither" in finding.message
     assert TEXT not in finding.message
 
 
@@ -99,7 +100,7 @@ def test_a_row_in_both_tables_is_found(world: World) -> None:
 
     (finding,) = _findings(world)
 
-    assert "1 rows are in both" in finding.message
+    assert "1 row is in both" in finding.message
 
 
 def test_a_run_that_is_not_done_is_found(world: World) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from include.batch_api import BatchApi
 from include.errors import (
     ConfigurationError,
     LLMBatchError,
+    NotOfferedError,
     NotThereError,
     PermanentError,
     TransientError,
     UnknownOutcomeError,
 )
+from include.provider import AZURE, COMPATIBLE, OPENAI, ProviderProfile
 
 CANARY = "canary row text, sk-canary"
 Handler = Callable[[httpx2.Request], httpx2.Response]
@@ -33,7 +37,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 class Api:
     """A `BatchApi` whose every call is answered by `handler`, and counted."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, profile: ProviderProfile = OPENAI) -> None:
         self.calls: list[httpx2.Request] = []
 
         def counted(request: httpx2.Request) -> httpx2.Response:
@@ -42,7 +46,8 @@ class Api:
 
         client = httpx2.Client(transport=httpx2.MockTransport(counted))
         self.api = BatchApi(
-            openai.OpenAI(api_key="sk-test", base_url="http://api.test/v1", http_client=client)
+            openai.OpenAI(api_key="sk-test", base_url="http://api.test/v1", http_client=client),
+            profile=profile,
         )
 
     def create(self) -> Any:
@@ -237,3 +242,74 @@ def test_a_download_that_stays_short_is_an_error(tmp_path: Path) -> None:
     """A prefix is never taken for the whole."""
     with pytest.raises(TransientError, match="cut off at 10 of 50 bytes"):
         Api(_file([10] * 5, 50)).api.download("file-1", tmp_path / "file")
+
+
+def _listing(order: list[int], *, size: int, **marks: Any) -> Handler:
+    """A server that lists `size` batches a page, in its own order."""
+    batches = [_batch(number, created_at=10_000 + number) for number in order]
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        after = request.url.params.get("after")
+        at = [one["id"] for one in batches].index(after) + 1 if after else 0
+        return httpx2.Response(200, json={"data": batches[at : at + size], **marks})
+
+    return handler
+
+
+@pytest.mark.parametrize("order", [list(range(30)), [7, 29, 3, *range(8, 29), 0, 1, 2, 4, 5, 6]])
+def test_a_list_in_another_order_is_read_to_its_end(order: list[int]) -> None:
+    """Short pages without a mark, oldest first or mixed: all that is new enough is found."""
+    api = Api(_listing(order, size=7), COMPATIBLE)
+
+    found = list(api.api.newest(datetime.fromtimestamp(10_020, UTC)))
+
+    assert {one.batch_id for one in found} == {f"batch_{number}" for number in range(20, 30)}
+
+
+def test_a_server_that_ignores_after_is_asked_twice() -> None:
+    """The same page again is the end, not the beginning of an endless list."""
+    page = [_batch(number) for number in range(5)]
+    api = Api(lambda _: httpx2.Response(200, json={"data": page}), COMPATIBLE)
+
+    assert len(list(api.api.newest(datetime.fromtimestamp(0, UTC)))) == 5
+    assert len(api.calls) == 2
+
+
+@pytest.mark.parametrize("status", [405, 501])
+def test_a_call_that_is_not_offered_is_no_outage(status: int) -> None:
+    """It is not repeated; a file that cannot be deleted stays."""
+    api = Api(lambda _: httpx2.Response(status))
+
+    with pytest.raises(NotOfferedError, match="does not offer this call"):
+        list(api.api.newest(datetime.fromtimestamp(0, UTC)))
+    api.api.delete_file("file-1")
+
+    assert len(api.calls) == 2
+
+
+def test_a_profile_says_what_is_sent() -> None:
+    """Azure's spelling of the endpoint; no expiry and no metadata where they are not taken."""
+    api = Api(lambda _: httpx2.Response(200, json=_batch(1)), replace(AZURE, takes_metadata=False))
+    api.api.create(
+        file_id="f", endpoint="/v1/responses", metadata={"submission_id": "s"}, keep_seconds=9_999
+    )
+    other = Api(lambda _: httpx2.Response(200, json=_batch(1)), COMPATIBLE)
+    other.create()
+
+    sent, plain = (json.loads(one.calls[0].content) for one in (api, other))
+    assert sent["endpoint"] == "/responses"
+    assert sent["output_expires_after"] == {"anchor": "created_at", "seconds": 9_999}
+    assert "metadata" not in sent
+    assert plain["metadata"] == {"submission_id": "s"}
+    assert "output_expires_after" not in plain
+
+
+def test_a_file_without_a_size_is_downloaded(tmp_path: Path) -> None:
+    """A server may not describe its files, or not say how large they are."""
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("/content"):
+            return httpx2.Response(200, content=b"lines")
+        return httpx2.Response(405)
+
+    assert Api(handler).api.download("file-1", tmp_path / "out") == 5

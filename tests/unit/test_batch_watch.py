@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import httpx2
 import openai
 import uvicorn
 from starlette.applications import Starlette
@@ -68,6 +69,7 @@ async def served(count: int) -> AsyncIterator[tuple[Api, BatchWatch]]:
     api = Api(count)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    api.url = url
     server = uvicorn.Server(uvicorn.Config(api.app(), log_level="warning"))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
 
@@ -237,3 +239,30 @@ def view_of(status: str, done: int) -> BatchView:
     from include.batch_api import view_of as view
 
     return view({"id": "batch_0", "status": status, "request_counts": {"completed": done}})
+
+
+class SlowGoodbye(httpx2.AsyncHTTPTransport):
+    """Takes its time to close connections."""
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0.5)
+        await super().aclose()
+
+
+async def test_who_comes_while_the_last_one_leaves_is_told_as_well() -> None:
+    """The poll that nobody needs any more is closing its connections: a new one begins."""
+    async with served(2) as (api, _):
+
+        async def connect() -> AsyncBatchApi:
+            transport = httpx2.AsyncClient(transport=SlowGoodbye())
+            client = openai.AsyncOpenAI(api_key="k", base_url=api.url, http_client=transport)
+            return AsyncBatchApi(client)
+
+        watch = BatchWatch(connect)
+        await until(watch, "batch_0", is_view)
+        await asyncio.sleep(4 * INTERVAL)
+        async with asyncio.timeout(5):
+            found = await until(watch, "batch_1", is_view)
+        await polling_ended(watch)
+
+    assert is_view(found[-1])

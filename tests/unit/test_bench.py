@@ -24,15 +24,22 @@ def options(home: Path, *steps: str) -> argparse.Namespace:
 
 def test_every_contender_runs(tmp_path: Path) -> None:
     """On the same input, each in a process of its own, with a limit to compare with."""
-    run = bench(options(tmp_path, "build", "embeddings", "sqlite"), lambda _: None)
+    run = bench(
+        options(tmp_path, "build", "embeddings", "embeddings_numbers", "sqlite"), lambda _: None
+    )
 
-    assert [result.step for result in run.results] == ["build", "embeddings", "sqlite"]
+    assert [result.step for result in run.results] == [
+        "build",
+        "embeddings",
+        "embeddings_numbers",
+        "sqlite",
+    ]
     for result in run.results:
         assert list(result.contenders) == ["limit", "product", "plain"]
         assert all(one.size > 0 and one.memory > 10 for one in result.contenders.values())
     page = report.document(run)
     assert page.startswith("# Performance\n")
-    assert page.count("| product ") == 3
+    assert page.count("| product ") == 4
 
 
 def test_the_same_seed_gives_the_same_rows() -> None:

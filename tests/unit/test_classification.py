@@ -51,6 +51,7 @@ def text(value: str) -> dict[str, Any]:
 COMPLETE = [
     (CHAT, chat(content="hi"), "hi"),
     (CHAT, chat(None, content="hi"), "hi"),
+    (CHAT, body({"choices": [{"message": {"content": "hi"}}]}, None), "hi"),
     (CHAT, chat(content=[{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]), "hi"),
     (RESPONSES, responses(text("h"), text("i")), "hi"),
     (RESPONSES, responses(text("hi"), status=None), "hi"),
@@ -144,6 +145,7 @@ def test_only_what_cannot_succeed_fails_for_good() -> None:
         Reason.REFUSAL,
         Reason.CONTENT_FILTER,
         Reason.TOOL_CALL,
+        Reason.WRONG_DIMENSIONS,
         Reason.INVALID_REQUEST,
     }
 

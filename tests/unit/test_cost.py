@@ -12,27 +12,28 @@ import pytest
 from include.cost import (
     OVERRIDE_VARIABLE,
     Calibration,
+    LearnedUsage,
     Usage,
-    check_budget,
     cost,
     estimate,
+    known_total,
     price,
 )
-from include.errors import BudgetExceededError, ConfigurationError
+from include.errors import ConfigurationError
 
 
 def test_cost_is_exact() -> None:
     """Cached input has its own price, reasoning is output, a batch costs half."""
     usage = Usage(input=1_000_003, cached=400_000, output=70_001, reasoning=9)
 
-    realtime = cost(usage, "gpt-5.2-mini", batch=False)
+    realtime = cost(usage, "gpt-5-mini", batch=False)
 
     assert realtime == (
         Decimal(600_003) * Decimal("0.25")
         + Decimal(400_000) * Decimal("0.025")
         + Decimal(70_001) * Decimal("2.00")
     ) / Decimal(1_000_000)
-    assert cost(usage, "gpt-5.2-mini") == realtime / 2
+    assert cost(usage, "gpt-5-mini") == realtime / 2
 
 
 def test_snapshot_costs_what_its_model_costs() -> None:
@@ -64,7 +65,7 @@ def test_own_prices_replace_and_add(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(OVERRIDE_VARIABLE, str(path))
 
     assert cost(Usage(input=1_000_000, output=1_000_000), "mine") == 3
-    assert price("gpt-5.2-mini") is not None
+    assert price("gpt-5-mini") is not None
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,7 @@ def test_own_prices_replace_and_add(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         'models: {m: {input: "1"}}',
         'models: {m: {input: "1", cached_input: "x", output: "1"}}',
         'models: {m: {input: "1", cached_input: "-1", output: "1"}}',
+        'models: {m: {input: "1", cached_input: "1", output: "1", day: "2026-11-20"}}',
         "models: {m: {input: .nan, cached_input: 1, output: 1}}",
     ],
 )
@@ -87,37 +89,56 @@ def test_unusable_price_file_is_named(
     monkeypatch.setenv(OVERRIDE_VARIABLE, str(path))
 
     with pytest.raises(ConfigurationError, match=r"prices\.yaml"):
-        price("gpt-5.2-mini")
+        price("gpt-5-mini")
 
 
 def test_estimate_takes_half_of_the_output_limit() -> None:
-    """Before anything is known, 10 requests of at most 300 tokens use 1,500."""
+    """Before anything is known, 10 requests of at most 300 tokens use 1,500; upper is the limit."""
     found = estimate(
-        "gpt-5.2-mini", input_tokens=2_000, requests=10, params={"max_output_tokens": 300}
+        "gpt-5-mini", input_tokens=2_000, requests=10, params={"max_output_tokens": 300}
     )
 
-    assert found == cost(Usage(input=2_000, output=1_500), "gpt-5.2-mini")
+    assert found is not None
+    assert found.expected == cost(Usage(input=2_000, output=1_500), "gpt-5-mini")
+    assert found.upper == cost(Usage(input=4_000, output=3_000), "gpt-5-mini")
+    assert found.low < found.expected < found.upper
 
 
-def test_estimate_learns_from_earlier_runs() -> None:
-    """Real usage replaces the guess."""
-    learned = Calibration.of(Usage(input=3_000, output=400), requests=10, estimated_input=2_000)
+def test_estimate_learns_from_earlier_batches() -> None:
+    """Real usage replaces the guess; the cheapest and the dearest batch are low and upper."""
+    small = _calibration(Usage(input=1_000, output=100), requests=5)
+    large = _calibration(Usage(input=2_000, output=300), requests=5)
+    learned = LearnedUsage(_calibration(Usage(input=3_000, output=400), 10, 2_000), (small, large))
 
-    found = estimate("gpt-5.2-mini", input_tokens=200, requests=1, params={}, calibration=learned)
+    found = estimate("gpt-5-mini", input_tokens=200, requests=1, params={}, learned=learned)
 
-    assert found == cost(Usage(input=300, output=40), "gpt-5.2-mini")
+    assert found is not None
+    assert found.expected == cost(Usage(input=300, output=40), "gpt-5-mini")
+    assert found.low == cost(Usage(input=200, output=20), "gpt-5-mini")
+    assert found.upper == cost(Usage(input=400, output=60), "gpt-5-mini")
     assert Calibration.of(Usage(), requests=0, estimated_input=0) is None
 
 
-def test_budget_is_kept() -> None:
-    """Up to the budget is fine, above it nothing starts, and no price means no start either."""
-    check_budget(Decimal(25), Decimal(25), job="j")
-    check_budget(None, None, job="j")
+def test_estimate_learns_what_is_cached() -> None:
+    """A prompt that is served from the cache half of the time is half as dear there."""
+    half = _calibration(Usage(input=2_000, cached=1_000), requests=5)
 
-    with pytest.raises(BudgetExceededError, match=r"Job j would cost about \$25\.01"):
-        check_budget(Decimal("25.01"), Decimal(25), job="j")
-    with pytest.raises(ConfigurationError, match="price of its model is unknown"):
-        check_budget(None, Decimal(25), job="j")
+    found = estimate(
+        "gpt-5-mini",
+        input_tokens=500,
+        requests=1,
+        params={},
+        learned=LearnedUsage(half, (half,)),
+    )
+
+    assert found is not None
+    assert found.expected == cost(Usage(input=1_000, cached=500), "gpt-5-mini")
+
+
+def _calibration(used: Usage, requests: int, estimated: int = 1_000) -> Calibration:
+    found = Calibration.of(used, requests=requests, estimated_input=estimated)
+    assert found is not None
+    return found
 
 
 def test_import_is_light() -> None:
@@ -127,3 +148,10 @@ def test_import_is_light() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert found.stdout.strip() == "set()"
+
+
+def test_a_sum_with_an_unknown_amount_is_unknown() -> None:
+    """It is never 0, nor the sum of the others; of nothing it is 0."""
+    assert known_total([Decimal("0.1"), Decimal(0), Decimal("0.2")]) == Decimal("0.3")
+    assert known_total([Decimal("0.1"), None]) is None
+    assert known_total([]) == 0

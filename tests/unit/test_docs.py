@@ -14,12 +14,14 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from include.batch_api import CREATE_TIMEOUT
+from include.budgets import OVER_BUDGET
 from include.classification import Reason
 from include.job_folder import _OWN_KEYS
 from include.job_spec import JOBS_ROOT, JobSpec, load_job
 from include.ledger import Ledger
 from include.rejected_rows import MESSAGES
 from include.request_body import BAD_REQUEST, load_builder
+from include.source_tables import load_sample_reviews
 from include.submission import SubmissionPolicy
 from include.target_table import FAILURE_COLUMNS, RESULT_COLUMNS
 from include.waiting import WaitPolicy
@@ -42,7 +44,7 @@ def table(page: str, header: str) -> dict[str, list[str]]:
 def jobs(tmp_path: Path) -> Path:
     """The job folder of the page, as somebody would copy it; `request.py` is left out."""
     for name, text in FILE.findall(WRITING):
-        if not name.endswith("request.py"):
+        if not name.endswith(".py") or "/dags/" in f"/{name}":
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
     return tmp_path / "include" / "jobs"
@@ -52,11 +54,26 @@ def test_the_example_is_a_job(jobs: Path) -> None:
     """The files of "A job in five minutes" load, all of them are used; the DAG names the job."""
     spec = load_job(JOB, jobs)
 
-    assert spec.source.key == ("shop", "review_id")
+    assert spec.source.key == ("review_id",)
     assert [hole.column for hole in spec.compiled_prompt.placeholders] == ["title", "body"]
     assert spec.request.output_schema is not None
     dag = ast.parse((jobs.parents[1] / "dags" / f"{JOB}.py").read_text())
     assert f"batch_dag('{JOB}'" in ast.unparse(dag)
+
+
+def test_the_example_reads_the_sample_reviews(jobs: Path, tmp_path: Path) -> None:
+    """Its SQL finds rows in the table that the demo brings, on each of the days that it names."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'source.db'}")
+    load_sample_reviews(engine)
+    query = sa.text((jobs / JOB / "rows.sql").read_text())
+
+    for day in (1, 2, 3):
+        bounds = {
+            "interval_start": f"2026-11-{day:02}T00:00:00Z",
+            "interval_end": f"2026-11-{day + 1:02}T00:00:00Z",
+        }
+        with engine.connect() as connection:
+            assert connection.execute(query, bounds).mappings().first()
 
 
 def test_the_request_py_of_the_example_builds(jobs: Path) -> None:
@@ -119,11 +136,14 @@ def test_what_keeps_a_request_the_same_is_documented() -> None:
     """The column "same request" is what the digest of the spec leaves out."""
     same = {key for key, row in table(WRITING, "key").items() if row[-1] == "yes"}
 
-    groups = ("limits.", "retry.", "budget.", "alert.")
-    assert same == {"description"} | {key for key in keys_of(JobSpec) if key.startswith(groups)}
+    groups = ("limits.", "retry.", "reuse.", "canary.", "budget.", "alert.")
+    assert same == {"description", "request.priced_as", "source.missing"} | {
+        key for key in keys_of(JobSpec) if key.startswith(groups)
+    }
     changed = {"limits": {"requests_per_batch": 7}, "retry": {"rounds": 9}, "description": "x"}
-    changed |= {"budget": {"max_usd": 1}, "alert": {"min_failed": 9}}
+    changed |= {"budget": {"max_usd": 1}, "alert": {"min_failed": 9}, "canary": {"requests": 9}}
     spec = load_job("ticket_triage", JOBS_ROOT)
+    changed["request"] = {**spec.request.model_dump(), "priced_as": "gpt-5.2"}
     other = JobSpec.model_validate({**spec.model_dump(), **changed})
     assert other.digest == spec.digest
     assert other != spec
@@ -139,6 +159,7 @@ def test_every_reason_is_documented() -> None:
     }
     assert [row[0] for row in documented.values()] == [reason.sentence for reason in Reason]
     assert set(table(WRITING, "reason")) == {*MESSAGES, "null_column", "too_large", BAD_REQUEST}
+    assert f"`{OVER_BUDGET}`" in WRITING
 
 
 def test_every_column_of_ours_is_documented() -> None:

@@ -13,7 +13,9 @@ from include.endpoints import (
     request_body,
     with_larger_output,
 )
-from include.output_schema import is_strict, output_columns, schema_problems
+from include.output_columns import Kind, OutputColumn, output_columns
+from include.output_schema import schema_problems
+from include.strict_schema import is_strict
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -118,6 +120,9 @@ def test_owned_params() -> None:
     assert owned_params(endpoint, {"text": {"format": {}}, "model": 1}) == ["model", "text.format"]
 
 
+NULL = {"type": "null"}
+
+
 @pytest.mark.parametrize(
     ("change", "strict"),
     [
@@ -125,12 +130,21 @@ def test_owned_params() -> None:
         ({"required": ["a"]}, False),
         ({"additionalProperties": True}, False),
         ({"allOf": []}, False),
-        ({"properties": {"a": {"type": "object"}, "b": {}}}, False),
-        ({"properties": {"a": {"type": "array", "items": {"oneOf": []}}, "b": {}}}, False),
-        ({"properties": {"a": {"anyOf": [{"type": "null"}, SCHEMA]}, "b": {}}}, True),
-        ({"properties": {"a": {"$ref": "#/$defs/x"}, "b": {}}, "$defs": {"x": SCHEMA}}, True),
+        ({"properties": {"a": {"type": "object"}, "b": NULL}}, False),
+        (
+            {"properties": {"a": {"type": "array", "items": {"oneOf": []}}, "b": NULL}},
+            False,
+        ),
+        ({"properties": {"a": {"anyOf": [{"type": "null"}, SCHEMA]}, "b": NULL}}, True),
+        (
+            {
+                "properties": {"a": {"$ref": "#/$defs/x"}, "b": NULL},
+                "$defs": {"x": SCHEMA},
+            },
+            True,
+        ),
         ({"$defs": {"x": {"type": "object"}}}, False),
-        ({"properties": {"a": True, "b": {}}}, False),
+        ({"properties": {"a": True, "b": NULL}}, False),
     ],
 )
 def test_strict(change: dict[str, Any], *, strict: bool) -> None:
@@ -140,7 +154,7 @@ def test_strict(change: dict[str, Any], *, strict: bool) -> None:
 
 def test_fine_tuned_models_know_fewer_keywords() -> None:
     """A limit on a string cannot be strict for a fine-tuned model."""
-    assert not is_strict(SCHEMA, "ft:gpt-5.2-mini:us")
+    assert not is_strict(SCHEMA, "ft:gpt-5-mini:us")
 
 
 @pytest.mark.parametrize(
@@ -162,5 +176,5 @@ def test_schema_problems(schema: Any, expected: str) -> None:
 
 def test_output_columns() -> None:
     """A schema's properties are the columns; without a schema there is `content`."""
-    assert output_columns(SCHEMA) == ("a", "b")
-    assert output_columns(None) == ("content",)
+    assert output_columns(SCHEMA) == (OutputColumn("a", Kind.TEXT), OutputColumn("b", Kind.REAL))
+    assert output_columns(None) == (OutputColumn("content", Kind.TEXT),)

@@ -12,18 +12,25 @@ from pathlib import Path
 import pytest
 
 from include.errors import ConfigurationError, JobSpecError
-from include.job_spec import JOBS_ROOT, JobSpec, check_columns, load_job, with_overrides
+from include.job_spec import JOBS_ROOT, JobSpec, load_job, with_overrides
+from include.queue_spec import is_queue
+from include.source_columns import check_columns
 
 JOB_YAML = """\
 source: {conn_id: source_db, sql: rows.sql, key: [id]}
 request:
   endpoint: /v1/responses
-  model: gpt-5.2-mini
+  model: gpt-5-mini
   prompt: prompt.md
   output_schema: output.schema.json
 target: {conn_id: results_db, table: labels}
 """
-SCHEMA = {"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"type": "string"}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
 FILES = {
     "job.yaml": JOB_YAML,
     "rows.sql": "SELECT id, body FROM t WHERE at >= :interval_start AND at < :interval_end",
@@ -57,9 +64,11 @@ def message_of(root: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["ticket_triage", "commit_labels"])
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in JOBS_ROOT.iterdir() if not is_queue(path))
+)
 def test_jobs_of_the_project_load(name: str) -> None:
-    """The two jobs that come with the project are valid."""
+    """The jobs that come with the project are valid."""
     spec = load_job(name)
 
     assert spec.name == name
@@ -97,8 +106,8 @@ def replaced(old: str, new: str) -> dict[str, str]:
     ("changed", "expected"),
     [
         (replaced("output_s", "outptu_s"), ["job.yaml:6:", "request.outptu_schema", "`output_s"]),
-        (replaced("  model: gpt-5.2-mini\n", ""), ["job.yaml:2:", "request.model: is missing"]),
-        (replaced("model: gpt-5.2-mini", "model: 5"), ["job.yaml:4:", "must be text; found 5"]),
+        (replaced("  model: gpt-5-mini\n", ""), ["job.yaml:2:", "request.model: is missing"]),
+        (replaced("model: gpt-5-mini", "model: 5"), ["job.yaml:4:", "must be text; found 5"]),
         (replaced("/v1/responses", "/v1/respond"), ["job.yaml:3:", "/v1/chat/completions"]),
         (replaced("table: labels", 'table: "a b"'), ["job.yaml:7:", "target.table", "'a b'"]),
         (replaced("key: [id]", "key: [_id]"), ["job.yaml:1:", "begin with _"]),
@@ -144,7 +153,7 @@ def test_mistakes_are_named(
 
 def test_several_problems_come_together(make_job: MakeJob) -> None:
     """All problems of a folder are in one error."""
-    changed = replaced("model: gpt-5.2-mini", "model: ''")
+    changed = replaced("model: gpt-5-mini", "model: ''")
 
     message = message_of(make_job(**changed, rows_sql="", prompt_md="Hello"))
 

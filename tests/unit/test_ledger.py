@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 import sqlalchemy as sa
@@ -12,6 +15,7 @@ from alembic.script import ScriptDirectory
 
 from include import ledger_database, ledger_tables
 from include.errors import ConfigurationError, TransientError
+from include.health import Level, ledger_checks
 from include.ledger import Ledger
 from include.ledger_records import (
     EDGES,
@@ -36,6 +40,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine
         engine = sa.create_engine(request.getfixturevalue("postgres_url"))
     yield engine
     with engine.begin() as connection:
+        connection.execute(sa.text("DROP VIEW IF EXISTS llm_batch_cost"))
         for table in reversed(ledger_tables.metadata.sorted_tables):
             connection.execute(sa.text(f"DROP TABLE IF EXISTS {table.name}"))
         connection.execute(sa.text("DROP TABLE IF EXISTS llm_batch_version"))
@@ -304,3 +309,89 @@ def test_a_database_that_is_away_is_transient() -> None:
     """Without its database a task is to be tried again; the message has no parameters."""
     with pytest.raises(TransientError, match="did not answer"):
         Ledger(sa.create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/none"))
+
+
+def test_a_file_on_a_disk_that_is_not_mounted_is_transient(tmp_path: Path) -> None:
+    """Its folder is not there: a disk may come back, and a right is not what is missing."""
+    with pytest.raises(TransientError, match="did not answer: unable to open database file"):
+        Ledger(sa.create_engine(f"sqlite:///{tmp_path}/mount/ledger.db"))
+
+
+@pytest.fixture
+def stranger(postgres_url: str) -> Iterator[sa.Engine]:
+    """A user who may connect to the database of a ledger, and nothing else."""
+    admin = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    role, password = f"llm_batch_stranger_{token_hex(4)}", token_hex(8)
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+        connection.exec_driver_sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        connection.exec_driver_sql("GRANT USAGE ON SCHEMA public TO PUBLIC")
+    made = sa.create_engine(sa.make_url(postgres_url).set(username=role, password=password))
+    yield made
+    made.dispose()
+    with admin.connect() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+        connection.exec_driver_sql(f"DROP ROLE {role}")
+    admin.dispose()
+
+
+@pytest.mark.postgres
+def test_a_user_without_rights_is_told_what_to_grant(
+    stranger: sa.Engine, postgres_url: str
+) -> None:
+    """Who may not make the tables, who may not read them, and who may not write them."""
+    owner = sa.create_engine(postgres_url)
+    told = r"connection llm_batch_db\) refused: permission denied for {}\. Its user needs"
+
+    with pytest.raises(ConfigurationError, match=told.format("schema public")):
+        Ledger(stranger)
+    Ledger(owner)
+    with pytest.raises(ConfigurationError, match=told.format("table llm_batch_version")):
+        Ledger(stranger)
+    with owner.begin() as connection:
+        for table in ("version", "run"):
+            connection.exec_driver_sql(
+                f"GRANT SELECT ON llm_batch_{table} TO {stranger.url.username}"
+            )
+    with pytest.raises(ConfigurationError, match=told.format("table llm_batch_run")):
+        open_run(Ledger(stranger))
+    (check,) = ledger_checks(stranger)
+    assert (check.level, check.mend) == (Level.BAD, ledger_database.RIGHTS)
+    assert check.found.endswith("refused: permission denied for table llm_batch_event.")
+    owner.dispose()
+
+
+@pytest.mark.postgres
+def test_a_login_that_is_refused_is_not_tried_again(postgres_url: str) -> None:
+    """No retry makes a role or a database that is not there."""
+    url = sa.make_url(postgres_url)
+    for wrong in (url.set(username="nobody_knows"), url.set(database="nobody_knows")):
+        with pytest.raises(ConfigurationError, match=r"llm_batch_db.*nobody_knows.*not exist"):
+            Ledger(sa.create_engine(wrong))
+
+
+def test_the_first_to_open_a_file_wait_for_each_other(tmp_path: Path) -> None:
+    """SQLite itself refuses at once whoever sets the journal of a file that another one writes."""
+    path = tmp_path / "new.db"
+    first = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    first.execute("CREATE TABLE taken (n INTEGER)")
+    first.execute("BEGIN IMMEDIATE")
+    ends = threading.Timer(0.3, first.execute, ["COMMIT"])
+    ends.start()
+
+    with ledger_database.prepare(sa.create_engine(f"sqlite:///{path}")).connect() as second:
+        assert second.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+
+    ends.join()
+    first.close()
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """A ledger on SQLite that was mounted read-only."""
+    path = tmp_path / "ledger.db"
+    Ledger(sa.create_engine(f"sqlite:///{path}"))
+    read_only = sa.create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
+
+    with pytest.raises(ConfigurationError, match=r"readonly database.*Its user needs"):
+        open_run(Ledger(read_only))

@@ -19,14 +19,15 @@ from include.artifacts import Artifacts
 from include.errors import ConfigurationError, PermanentError, TransientError
 from include.job_spec import JobSpec
 from include.loading import (
+    LoadedRun,
     LoadReport,
     RoundFiles,
-    count_rows,
-    failed_custom_ids,
+    RunFiles,
     known_custom_ids,
     load_run,
 )
 from include.table_writers import AnyWriter
+from include.target_table import Family, create_tables, target_tables
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
@@ -78,6 +79,18 @@ def lost(key: Any, state: str = "failed", reason: str = "refusal") -> Row:
     return {"id": key, "_state": state, "_reason": reason, "_error_message": "no"}
 
 
+def unchanged(report: LoadReport) -> int:
+    """Return how many lines of both tables already were as they should be."""
+    lines = report.loaded + report.failure_lines
+    return lines - report.changed_results - report.changed_failures
+
+
+def same(edges: list[Any], interval: tuple[datetime, ...]) -> bool:
+    """Tell whether a line's times, which SQLite has as texts, are those of an interval."""
+    times = [datetime.fromisoformat(one) if isinstance(one, str) else one for one in edges]
+    return times == list(interval)
+
+
 class Runs:
     """Loads runs into one database."""
 
@@ -103,14 +116,10 @@ class Runs:
         self, *rounds: RoundFiles, rejected_file: str | None = None, **options: Any
     ) -> LoadReport:
         """Load a run of these files."""
-        return load_run(
-            self.engine,
-            self.spec,
-            **({"run_id": "r1", "interval_start": START, "interval_end": END} | options),
-            rounds=rounds,
-            rejected_file=rejected_file,
-            artifacts=self.artifacts,
-        )
+        usual: dict[str, Any] = {"run_id": "r1", "interval_start": START, "interval_end": END}
+        run = LoadedRun(**(usual | options))
+        files = RunFiles(self.spec, rounds, rejected_file, self.artifacts)
+        return load_run(self.engine, run, files)
 
     def _write(self, rows: list[Row], columns: dict[str, pa.DataType]) -> str:
         fields = dict.fromkeys(self.spec.source.key, self.key_type) | columns
@@ -125,11 +134,21 @@ class Runs:
 
     def rows(self, table: str, *columns: str) -> list[tuple[Any, ...]]:
         """Return columns of a table, by key."""
-        order = [sa.column(name) for name in self.spec.source.key]
+        order: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self.spec.source.key]
         wanted: list[sa.ColumnClause[Any]] = [sa.column(name) for name in columns]
         query = sa.select(*wanted).select_from(sa.table(table)).order_by(*order)
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(query)]
+
+    def lines(self, *interval: datetime) -> tuple[list[str], list[str]]:
+        """Return the `custom_id`s of both tables, of one interval or of all."""
+        found: list[list[str]] = []
+        for name in (self.spec.target.table, self.spec.target.failures_table):
+            is_there = sa.inspect(self.engine).has_table(name)
+            columns = ("_custom_id", "_interval_start", "_interval_end")
+            rows = self.rows(name, *columns) if is_there else []
+            found.append([one for one, *edges in rows if not interval or same(edges, interval)])
+        return found[0], found[1]
 
     def everything(self) -> list[list[tuple[Any, ...]]]:
         """Return all columns of both tables."""
@@ -236,9 +255,22 @@ def test_failed_and_left_over_rows_are_failures(runs: Runs) -> None:
     ]
 
 
+def test_a_key_that_is_rejected_for_two_reasons_has_one_line(runs: Runs) -> None:
+    """A line that is no row and a row without a key both have the key null, on every database."""
+    rejected: list[Row] = [
+        {"id": None, "_reason": "broken_row", "_source_rows": 1},
+        {"id": None, "_reason": "null_key", "_source_rows": 2},
+    ]
+
+    report = runs.load([done(4)], rejected=rejected)
+
+    assert (report.loaded, report.failed) == (1, 3)
+    assert len(runs.rows("results_failures", "_reason")) == 1
+
+
 def test_rejected_rows_are_failures(runs: Runs) -> None:
     """A duplicate key has one line for all its rows, a null key has a line as well."""
-    rejected = [
+    rejected: list[Row] = [
         {"id": 5, "_reason": "duplicate_key", "_source_rows": 3},
         {"id": None, "_reason": "null_key", "_source_rows": 2},
     ]
@@ -276,9 +308,9 @@ def test_loading_twice_changes_nothing(runs: Runs) -> None:
     report = runs.load(*run, rejected=[{"id": None, "_reason": "null_key"}])
 
     assert (report.loaded, report.failed) == (1, 3)
-    if runs.engine.dialect.name == "postgresql" or report.unchanged:
+    if runs.engine.dialect.name == "postgresql" or unchanged(report):
         assert runs.everything() == before
-        assert report.unchanged == 4
+        assert unchanged(report) == 4
     else:  # the way for any database writes again, so only times differ
         assert [len(table) for table in runs.everything()] == [len(table) for table in before]
 
@@ -290,7 +322,7 @@ def test_changed_answer_is_updated(runs: Runs) -> None:
     report = runs.load([done(1), done(2, kind="new")], run_id="r2")
 
     assert [row[0] for row in runs.rows("results", "kind")] == [ANSWER["kind"], "new"]
-    if report.unchanged:
+    if unchanged(report):
         assert [row[0] for row in runs.rows("results", "_run_id")] == ["r1", "r2"]
         assert report.changed_results == 1
 
@@ -313,11 +345,7 @@ def test_failed_load_leaves_the_tables_as_they_were(runs: Runs) -> None:
         sink.write(b"no parquet")
 
     with pytest.raises(pa.ArrowInvalid):
-        load_run(
-            runs.engine, runs.spec, run_id="r2", interval_start=START, interval_end=END,
-            rounds=[RoundFiles(1, (good, "broken.parquet"), ("b1", "b2"))],
-            rejected_file=None, artifacts=runs.artifacts,
-        )  # fmt: skip
+        runs.load_files(RoundFiles(1, (good, "broken.parquet"), ("b1", "b2")), run_id="r2")
 
     assert runs.everything() == before
 
@@ -419,17 +447,16 @@ def test_known_requests_are_found(runs: Runs) -> None:
     assert loaded == {"c1", "c2400"}
 
 
-def test_partitions_are_counted_apart(runs: Runs) -> None:
-    """By interval, or all together."""
-    edges = {"interval_start": START, "interval_end": END}
-    assert count_rows(runs.engine, runs.spec) == (0, 0)
+def test_partitions_are_told_apart(runs: Runs) -> None:
+    """Every line names the interval that it is of."""
+    assert runs.lines() == ([], [])
     runs.load([done(1), lost(2)])
-    next_day = {"interval_start": END, "interval_end": END + timedelta(days=1)}
+    next_day: dict[str, Any] = {"interval_start": END, "interval_end": END + timedelta(days=1)}
     runs.load([done(3), lost(4), lost(5)], **next_day)
 
-    assert count_rows(runs.engine, runs.spec) == (2, 3)
-    assert count_rows(runs.engine, runs.spec, **edges) == (1, 1)
-    assert set(failed_custom_ids(runs.engine, runs.spec, **next_day)) == {"c4", "c5"}
+    assert runs.lines() == (["c1", "c3"], ["c2", "c4", "c5"])
+    assert runs.lines(START, END) == (["c1"], ["c2"])
+    assert runs.lines(*next_day.values()) == (["c3"], ["c4", "c5"])
 
 
 @pytest.mark.postgres
@@ -491,7 +518,7 @@ def test_locked_database_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monk
     runs = Runs(engine, tmp_path / "artifacts")
     runs.load([done(1)])
     other = engine.raw_connection()
-    other.execute("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
+    other.execute("BEGIN IMMEDIATE")
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _seconds: other.rollback())
 
     runs.load([done(2)])
@@ -527,3 +554,22 @@ def test_any_sequence_of_runs_keeps_each_row_in_one_table(
     before = runs.everything()
     runs.load(rows, run_id="again")
     assert runs.everything() == before
+
+
+def test_two_runs_may_create_the_tables_at_once(empty_database: Engine) -> None:
+    """The other run has made the first of the two tables, and has yet to make the second."""
+    keys = {"id": Family.TEXT}
+    other = sa.create_engine(empty_database.url)
+
+    @sa.event.listens_for(empty_database, "before_cursor_execute")
+    def overtake(*call: Any) -> None:
+        if "CREATE TABLE" in call[2] and not sa.inspect(other).has_table("results"):
+            target_tables(job(), keys).results.create(other)
+            overtaken.append(call[2])
+
+    overtaken: list[str] = []
+    made = create_tables(empty_database, job(), keys)
+
+    assert len(overtaken) == 1
+    assert sa.inspect(other).has_table(made.failures.name)
+    other.dispose()

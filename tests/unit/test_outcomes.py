@@ -246,6 +246,7 @@ def test_money_is_that_of_all_answered_lines(shard: Shard) -> None:
 
     assert report.usage == Usage(input=20, output=4)
     assert report.cost_usd == cost(Usage(input=20, output=4), "gpt-4o-mini")
+    assert report.cost_usd is not None
     assert report.realtime_usd == report.cost_usd * 2
 
 
@@ -346,3 +347,25 @@ def test_no_line_and_no_request_is_lost(
     assert {row["_custom_id"] for row in shard.table() if row["_state"] == "succeeded"} == good
     noted = report.quarantined + report.duplicates
     assert len(shard.table("quarantine.parquet") if report.quarantine_file else []) == noted
+
+
+def silent(custom_id: str) -> bytes:
+    """A line with an answer that does not say what it used."""
+    return ok(custom_id).replace(json.dumps({"usage": USAGE})[1:-1].encode(), b'"usage": null')
+
+
+def test_an_answer_without_usage_has_no_known_cost(tmp_path: Path) -> None:
+    """Some servers leave it out: what the batch has cost is unknown then, never 0."""
+    shard = Shard(tmp_path, ["a", "b", "c"])
+
+    report = shard.collect(ok("a") + silent("b"), bad("c"))
+
+    assert (report.succeeded, report.untold) == (2, 1)
+    assert (report.cost_usd, report.realtime_usd) == (None, None)
+
+
+def test_what_never_ran_has_cost_nothing(tmp_path: Path) -> None:
+    """A refused request has no usage because there is none."""
+    report = Shard(tmp_path, ["a"]).collect(None, bad("a"))
+
+    assert (report.untold, report.cost_usd) == (0, 0)

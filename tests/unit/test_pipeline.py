@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from include import collecting, pipeline
+from include.duplicate_batches import find_duplicates
 from include.errors import ConfigurationError, TransientError
 from include.ledger_records import Batch, BatchState, Run
-from include.simulator.process import Simulator
 from tests.faults.world import World, job
-
-ROWS = 8
-DAYS = count()  # of worlds on one simulator
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    state = tmp_path_factory.mktemp("simulator")
-    with Simulator.start(state, instant=True) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def world(service: Simulator, tmp_path: Path) -> Iterator[World]:
-    """A partition of eight rows, nothing done yet."""
-    world = World(tmp_path, service, next(DAYS))
-    world.fill(ROWS)
-    yield world
-    world.close()
+from tests.unit.conftest import ROWS
 
 
 def _extracted(world: World) -> Run:
@@ -72,6 +51,34 @@ def test_the_source_is_read_once(world: World) -> None:
     assert (second.snapshot, second.rows) == (first.snapshot, ROWS)
 
 
+def _without_snapshot(world: World) -> None:
+    """A run whose first round has left all rows open, and whose snapshot is lost."""
+    world.simulator.add_faults({"fault": "line_error", "status": 500})
+    run = _extracted(world)
+    world.round(run, 1, world.ledger())
+    world.simulator.clear_faults()
+    world.artifacts().delete(pipeline.snapshot_of(run).path)
+
+
+def test_a_lost_snapshot_is_written_again(world: World) -> None:
+    """As long as the source has the same rows, the run goes on with them."""
+    _without_snapshot(world)
+
+    report = world.run()
+
+    assert (report.loaded, report.failed, report.rounds) == (ROWS, 0, 2)
+
+
+def test_a_lost_snapshot_is_not_replaced_by_other_rows(world: World) -> None:
+    """As many rows, but not the same: a later round would send one of them for another."""
+    _without_snapshot(world)
+    with world.source().begin() as connection:
+        connection.exec_driver_sql("UPDATE notes SET note_id = 'n9999' WHERE note_id = 'n0000'")
+
+    with pytest.raises(ConfigurationError, match=r"snapshot .* is missing.*Restore the file"):
+        world.run()
+
+
 def test_a_round_is_built_once(world: World) -> None:
     """A second build returns the same request files and writes none."""
     first = _built(world)
@@ -81,6 +88,26 @@ def test_a_round_is_built_once(world: World) -> None:
 
     assert second == first
     assert sorted(world.folder.rglob("*.jsonl")) == files
+
+
+def test_a_build_that_was_overtaken_changes_nothing(world: World) -> None:
+    """Another task of the partition does all of the run meanwhile: its counts are the run's."""
+    run, ledger = _extracted(world), world.ledger()
+    world._is_open = False
+
+    def overtaken() -> sa.Engine:
+        if not world._is_open:
+            world.run()
+            world._is_open = True
+        return world.target()
+
+    batches = pipeline.build(run, 1, ledger, world.artifacts(), overtaken, most_shards=9)
+    done = pipeline.load(ledger.run(run.run_id), ledger, world.artifacts(), world.target)
+
+    assert [one.submission_id for one in batches] == [
+        one.submission_id for one in ledger.batches(run.run_id, 1)
+    ]
+    assert (done.reused, done.loaded) == (0, ROWS)
 
 
 def test_more_shards_than_can_be_mapped_are_refused(world: World) -> None:
@@ -171,10 +198,10 @@ def test_a_duplicate_that_could_not_be_cancelled_is_cancelled_later(
         keep_seconds=None,
     )
     with pytest.raises(TransientError):
-        pipeline.find_duplicates([batch], ledger, api, world.policy)
+        find_duplicates([batch], ledger, api, world.policy)
     world.simulator.clear_faults()
 
-    pipeline.find_duplicates([batch], ledger, api, world.policy)
+    find_duplicates([batch], ledger, api, world.policy)
 
     assert api.retrieve(extra.batch_id).status in {"cancelling", "cancelled"}
 
@@ -191,7 +218,7 @@ def test_a_duplicate_is_told_loudly(world: World, caplog: pytest.LogCaptureFixtu
         keep_seconds=None,
     )
 
-    found = [pipeline.find_duplicates([batch], ledger, api, world.policy) for _ in range(2)]
+    found = [find_duplicates([batch], ledger, api, world.policy) for _ in range(2)]
 
     assert found == [1, 0]
     (recorded,) = ledger.duplicates([batch.submission_id])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from include.artifacts import Artifacts
 from include.endpoints import inputs_of
 from include.errors import ConfigurationError
-from include.job_folder import source_digest
+from include.job_code import source_digest
 from include.job_spec import JobSpec
 from include.request_file import BuildResult, build_requests
 from include.shard_file import estimated_tokens
@@ -89,6 +89,11 @@ class Bench:
         """Return the parsed lines of all request files."""
         files = [(self.folder / shard.request_file).read_bytes() for shard in result.shards]
         return [json.loads(line) for data in files for line in data.split(b"\n")[:-1]]
+
+    def digests(self, result: BuildResult) -> list[str]:
+        """Return the sha256 of each request file."""
+        files = [(self.folder / shard.request_file).read_bytes() for shard in result.shards]
+        return [hashlib.sha256(data).hexdigest() for data in files]
 
     def index(self, result: BuildResult) -> list[dict[str, Any]]:
         """Return the rows of all index files."""
@@ -192,9 +197,8 @@ def test_shards_stay_within_limits(
         data = (bench.folder / shard.request_file).read_bytes()
         lines = data.split(b"\n")[:-1]
         bodies = [line[line.index(b'"body":') + 7 : -1] for line in lines]
-        counted = (shard.digest, shard.requests, shard.bytes, shard.input_tokens)
+        counted = (shard.requests, shard.bytes, shard.input_tokens)
         assert counted == (
-            hashlib.sha256(data).hexdigest(),
             len(lines),
             len(data),
             sum(estimated_tokens(len(body)) for body in bodies),
@@ -225,16 +229,35 @@ def test_same_rows_give_the_same_bytes(bench: Bench) -> None:
     second = bench.build(JobSpec.from_json(spec.to_json()), snapshot, directory="b")
 
     assert [shard.digest for shard in first.shards] == [shard.digest for shard in second.shards]
+    assert bench.digests(first) == bench.digests(second)
     assert [shard.requests for shard in first.shards] == [1_999, 1_999, 1_002]
 
 
 def test_bytes_do_not_change_with_a_release(bench: Bench) -> None:
-    """A changed digest would make every loaded row new, and be paid again."""
+    """A changed custom_id would make every loaded row new, and be paid again."""
     result = bench.build(job(), bench.snapshot([(1, "é"), (2, "b")]))
 
-    assert result.shards[0].digest == (
+    assert bench.digests(result) == [
         "d1ddfbd6d7f6a016c119472fc8d232154e63ee6df7252d4480bb7374a70c452e"
-    )
+    ]
+
+
+def test_other_requests_have_another_digest(bench: Bench) -> None:
+    """Another row, text or output limit makes another shard digest, and so another batch."""
+    few = bench.snapshot([(1, "a"), (2, "b")])
+    same = [(0, ""), (1, "")]
+    usual = bench.build(job(), few, selection=selection(same))
+    larger = selection([(0, ""), (1, "larger_output")])
+
+    others = [
+        bench.build(job(), few, selection=larger, round_number=2, directory="larger"),
+        bench.build(job(), few, selection=selection(same[:1]), directory="fewer"),
+        bench.build(job(), bench.snapshot([(1, "a"), (2, "c")]), directory="text"),
+        bench.build(job(), bench.snapshot([(1, "a"), (3, "b")]), directory="key"),
+    ]
+
+    digests = [usual.shards[0].digest, *(other.shards[0].digest for other in others)]
+    assert len(set(digests)) == len(digests)
 
 
 def test_rejected_rows(bench: Bench) -> None:
@@ -342,16 +365,28 @@ def test_system_part_with_columns(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "field"),
-    [("/v1/embeddings", "input"), ("/v1/completions", "prompt")],
+    ("endpoint", "fields"),
+    [
+        ("/v1/embeddings", {"input": "a", "encoding_format": "base64"}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/moderations", {"input": "a"}),
+        ("/v1/images/generations", {"prompt": "a"}),
+    ],
 )
-def test_other_endpoints(bench: Bench, endpoint: str, field: str) -> None:
-    """Endpoints without messages get the text alone."""
-    more = {"endpoint": endpoint, "prompt": "{{ body }}", "output_schema": None, "params": {}}
+def test_other_endpoints(bench: Bench, endpoint: str, fields: dict[str, str]) -> None:
+    """Endpoints without messages get the text alone; vectors are asked for in base64."""
+    more: dict[str, Any] = {
+        "endpoint": endpoint,
+        "prompt": "{{ body }}",
+        "output_schema": None,
+        "params": {},
+    }
+    if endpoint == "/v1/embeddings":
+        more["vector_size"] = 8
 
     (line,) = bench.lines(bench.build(job(request=more), bench.snapshot([(1, "a")])))
 
-    assert (line["url"], line["body"]) == (endpoint, {"model": "m", field: "a"})
+    assert (line["url"], line["body"]) == (endpoint, {"model": "m", **fields})
 
 
 BUILDER = """
@@ -402,7 +437,7 @@ def build(row):
 
 def test_embedding_inputs_stay_within_a_batch(bench: Bench) -> None:
     """50,000 texts over all requests of a batch, 2,048 in one; each shard is filled up."""
-    more: dict[str, Any] = {"endpoint": "/v1/embeddings", "output_schema": None}
+    more: dict[str, Any] = {"endpoint": "/v1/embeddings", "output_schema": None, "output": "raw"}
     rows = [(2_048, f"a{n}") for n in range(25)]
     snapshot = bench.snapshot([*rows, (2_049, "a"), (848, "a"), (1, "a")])
 
@@ -412,6 +447,105 @@ def test_embedding_inputs_stay_within_a_batch(bench: Bench) -> None:
     (refused,) = bench.rejected(result)
     assert (refused["id"], refused["_reason"]) == (2_049, "too_large")
     assert "2,049 inputs; a request takes at most 2,048" in refused["_error_message"]
+
+
+def test_a_row_has_one_vector(bench: Bench) -> None:
+    """A request with several inputs has no place in one vector column, and is refused by row."""
+    more: dict[str, Any] = {"endpoint": "/v1/embeddings", "output_schema": None, "vector_size": 8}
+    snapshot = bench.snapshot([(1, "a"), (2, "b")])
+
+    result = bench.build(builder_job(bench, EMBEDDER, **more), snapshot, root=bench.folder)
+
+    assert [shard.requests for shard in result.shards] == [1]
+    (refused,) = bench.rejected(result)
+    assert (refused["id"], refused["_reason"]) == (2, "bad_request")
+    assert "returned 2 inputs, and a row has one result" in refused["_error_message"]
+
+
+TOKENS = """
+def build(row):
+    if row["body"] == "tokens":
+        return {"input": [[5] * row["id"]]}
+    return {"input": ["x" * row["id"]] * 100}
+"""
+
+
+def test_an_embeddings_request_has_at_most_300_000_tokens(bench: Bench) -> None:
+    """Token lists are counted, texts estimated; a row over the limit is named and not sent."""
+    more: dict[str, Any] = {"endpoint": "/v1/embeddings", "output_schema": None, "output": "raw"}
+    rows = [(300_000, "tokens"), (300_001, "tokens"), (12_000, "texts"), (12_001, "texts")]
+
+    result = bench.build(
+        builder_job(bench, TOKENS, **more), bench.snapshot(rows), root=bench.folder
+    )
+
+    refused = bench.rejected(result)
+    assert [(row["id"], row["_reason"]) for row in refused] == [
+        (300_001, "too_large"), (12_001, "too_large")
+    ]  # fmt: skip
+    assert "takes at most 300,000" in refused[0]["_error_message"]
+
+
+def test_a_prompt_of_over_300_000_tokens_is_not_embedded(bench: Bench) -> None:
+    """The same limit holds for a text from a prompt."""
+    more = {"endpoint": "/v1/embeddings", "prompt": "{{ body }}", "output_schema": None}
+    spec = job(request={**more, "params": {}, "vector_size": 8})
+
+    result = bench.build(spec, bench.snapshot([(1, "x" * 1_199_000), (2, "x" * 1_201_000)]))
+
+    (refused,) = bench.rejected(result)
+    assert (refused["id"], refused["_reason"]) == (2, "too_large")
+    assert [shard.requests for shard in result.shards] == [1]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "content"),
+    [
+        (
+            "/v1/responses",
+            [
+                {"type": "input_text", "text": "See a."},
+                {"type": "input_image", "image_url": 'https://i.example/k?a=1&b="2"'},
+            ],
+        ),
+        (
+            "/v1/chat/completions",
+            [
+                {"type": "text", "text": "See a."},
+                {"type": "image_url", "image_url": {"url": 'https://i.example/k?a=1&b="2"'}},
+            ],
+        ),
+    ],
+)
+def test_images_follow_the_text(bench: Bench, endpoint: str, content: Any) -> None:
+    """Each column of `images` is a part of the user's message, by its URL."""
+    more: dict[str, Any] = {
+        "endpoint": endpoint,
+        "prompt": "See {{ body }}.",
+        "output_schema": None,
+        "params": {},
+    }
+    spec = job(request={**more, "images": ["id"]})
+
+    (line,) = bench.lines(
+        bench.build(spec, bench.snapshot([('https://i.example/k?a=1&b="2"', "a")]))
+    )
+
+    body = line["body"]
+    assert (body.get("input") or body["messages"]) == [{"role": "user", "content": content}]
+
+
+def test_moderations_take_images(bench: Bench) -> None:
+    """Text and image are one input with one result."""
+    more = {"endpoint": "/v1/moderations", "prompt": "{{ body }}", "output_schema": None}
+    spec = job(request={**more, "params": {}, "images": "id"})
+
+    (line,) = bench.lines(bench.build(spec, bench.snapshot([("https://i.example/k", "a")])))
+
+    assert line["body"]["input"] == [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": "https://i.example/k"}},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -458,3 +592,15 @@ def test_unusable_request_py(bench: Bench, source: str, expected: str) -> None:
     with pytest.raises(ConfigurationError, match=expected):
         bench.build(spec, snapshot, root=bench.folder)
     assert not list(bench.folder.rglob("*.jsonl*"))
+
+
+def test_the_canary_is_a_short_first_file(bench: Bench) -> None:
+    """The first file of round 1 holds the canary's requests, the others as many as they may."""
+    snapshot = bench.snapshot([(f"k{n}", "text") for n in range(25)])
+    spec = job(canary={"requests": 5}, limits={"requests_per_batch": 10})
+
+    first = bench.build(spec, snapshot)
+    second = bench.build(spec, snapshot, round_number=2, directory="run/round-2")
+
+    assert [shard.requests for shard in first.shards] == [5, 10, 10]
+    assert [shard.requests for shard in second.shards] == [10, 10, 5]

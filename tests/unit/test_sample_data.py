@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from include.sample_data import make_tickets
+from include.sample_data import make_reviews, make_tickets
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,16 @@ def test_values_are_those_of_the_readme(tickets: list[dict[str, str]]) -> None:
     assert {one["channel"] for one in tickets} == {"email", "web", "chat", "phone"}
     assert {one["customer_tier"] for one in tickets} == {"free", "pro", "enterprise"}
     assert max(len(one["body"]) for one in tickets) <= 900
+
+
+def test_reviews_are_what_their_generator_writes(tmp_path: Path) -> None:
+    """Running the generator again gives the same reviews, byte for byte."""
+    make_reviews.write_reviews(tmp_path / "again.csv.gz")
+    committed = gzip.decompress(make_reviews.REVIEWS.read_bytes())
+
+    assert gzip.decompress((tmp_path / "again.csv.gz").read_bytes()) == committed
+    rows = list(csv.DictReader(io.StringIO(committed.decode())))
+    assert {row["written_at"][:10] for row in rows} == {
+        f"2026-11-{day:02d}" for day in range(1, 15)
+    }
+    assert not [row for row in rows if "{" in row["title"] + row["body"]]

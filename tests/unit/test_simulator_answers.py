@@ -27,8 +27,9 @@ LABELS = {
     "required": ["kind", "breaking", "summary", "score"],
     "additionalProperties": False,
 }
+IMAGE = {"type": "image_url", "image_url": {"url": "https://i.example/a.png"}}
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "/v1/responses": ("Response", {"model": "gpt-5.2-mini", "input": "Say something."}),
+    "/v1/responses": ("Response", {"model": "gpt-5-mini", "input": "Say something."}),
     "/v1/chat/completions": (
         "CreateChatCompletionResponse",
         {"model": "gpt-4.1-mini", "messages": [{"role": "user", "content": "Say something."}]},
@@ -162,6 +163,46 @@ def test_embeddings_have_the_asked_size_and_depend_on_the_text() -> None:
 
     assert len(first) == 8
     assert first == third != second
+
+
+@pytest.mark.parametrize(
+    ("text", "flagged"),
+    [
+        ("A fine lamp.", []),
+        ("You idiots.", ["harassment"]),
+        ([{"type": "text", "text": "I will kill"}, IMAGE], ["violence"]),
+    ],
+)
+def test_moderations_follow_the_words(text: Any, flagged: list[str]) -> None:
+    """A text is flagged for its words; text and image are one input."""
+    body = {"model": "omni-moderation-latest", "input": text}
+
+    (result,) = answer("/v1/moderations", body).body["results"]
+
+    assert [name for name, is_so in result["categories"].items() if is_so] == flagged
+    assert result["flagged"] is bool(flagged)
+    conforms("CreateModerationResponse", decoded(answer("/v1/moderations", body)))
+
+
+def test_pictures_are_billed_by_quality_and_number() -> None:
+    """As many pictures as asked for, and the tokens of each."""
+    body = {"model": "gpt-image-1", "prompt": "a red fox", "n": 2, "quality": "low"}
+
+    made = answer("/v1/images/generations", body)
+
+    assert len(made.body["data"]) == 2
+    assert made.usage.output == made.body["usage"]["output_tokens"] == 2 * 272
+
+
+def test_images_in_prompts_have_tokens() -> None:
+    """An image adds the tokens of one tile to either endpoint."""
+    url = {"type": "input_image", "image_url": "https://i.example/a.png"}
+    parts = [{"type": "input_text", "text": "abcd"}, url]
+    body = {"model": "gpt-4.1-mini", "input": [{"role": "user", "content": parts}]}
+    chat = {"model": "gpt-4.1-mini", "messages": [{"role": "user", "content": [IMAGE]}]}
+
+    assert answer("/v1/responses", body).usage.input == 1 + 255
+    assert answer("/v1/chat/completions", chat).usage.input > 255
 
 
 SCALARS = st.one_of(

@@ -272,13 +272,13 @@ def test_downloads_have_a_length_and_serve_ranges(
 def test_uploads_carry_their_expiry(client: openai.OpenAI) -> None:
     """`expires_after` sets `expires_at`; an impossible one is refused."""
     content = ("x.jsonl", jsonl(line("one")))
-    policy = {"anchor": "created_at", "seconds": 3600}
+    policy: Any = {"anchor": "created_at", "seconds": 3600}
 
     file = client.files.create(file=content, purpose="batch", expires_after=policy)
 
     assert file.expires_at == file.created_at + 3600
     with pytest.raises(openai.BadRequestError):
-        client.files.create(file=content, purpose="batch", expires_after={**policy, "seconds": 1})
+        client.files.create(file=content, purpose="batch", expires_after=policy | {"seconds": 1})
 
 
 def test_uploaded_bytes_come_back_unchanged(client: openai.OpenAI) -> None:

@@ -69,7 +69,7 @@ def create(client: openai.OpenAI, file_id: str | None = None, **options: Any) ->
     """Create a batch."""
     return client.batches.create(
         input_file_id=file_id or upload(client),
-        endpoint=ENDPOINT,
+        endpoint=ENDPOINT,  # type: ignore[arg-type]
         completion_window="24h",
         **options,
     )
@@ -118,6 +118,13 @@ def test_a_wrong_rule_is_refused_and_none_is_added(
         simulator.add_faults({"fault": "reset_before"}, rule)
 
     assert simulator.faults() == []
+
+
+def test_one_rule_needs_no_list(simulator: Simulator) -> None:
+    """Somebody with curl may send a rule as docs/rehearsal.md shows it."""
+    simulator.admin("POST", "/_sim/faults", {"fault": "reset_before"})
+
+    assert [one["fault"] for one in simulator.faults()] == ["reset_before"]
 
 
 def test_every_rule_explains_itself() -> None:
@@ -425,6 +432,22 @@ def test_a_stuck_batch_stays_and_can_be_cancelled(
     assert (stuck.status, stuck.request_counts.completed) == ("in_progress", 0)
     assert wait_for_status(client, batch.id, "cancelled").request_counts.completed == 0
     assert simulator.fired(rule) == 1
+
+
+@pytest.mark.parametrize("status", ["validating", "in_progress", "finalizing"])
+def test_a_stuck_batch_goes_on_when_it_is_released(
+    simulator: Simulator, client: openai.OpenAI, status: str
+) -> None:
+    """Held as long as somebody needs it, and whole afterwards."""
+    fault(simulator, "stuck", status=status)
+    batch = create(client)
+    wait_for_status(client, batch.id, status)
+
+    released = simulator.release()
+
+    assert released == 1
+    assert wait_for_status(client, batch.id, "completed").request_counts.completed == ROWS
+    assert simulator.release() == 0
 
 
 def test_an_unknown_status_passes(simulator: Simulator, client: openai.OpenAI) -> None:

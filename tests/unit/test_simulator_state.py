@@ -14,7 +14,11 @@ from typing import Any
 import httpx2
 import openai
 
+from include.simulator.batch_runner import BatchRunner
+from include.simulator.fault_book import FaultBook
 from include.simulator.process import ROOT, Simulator, wait_for_status
+from include.simulator.settings import Settings, Timing
+from include.simulator.store import Store
 
 ENDPOINT = "/v1/embeddings"
 
@@ -24,20 +28,25 @@ def client_of(simulator: Simulator) -> openai.OpenAI:
     return openai.OpenAI(base_url=simulator.base_url, api_key="sk-test", max_retries=0)
 
 
-def create(client: openai.OpenAI, rows: int) -> Any:
-    """A batch of so many embedding requests, whose output is large."""
+def embedding_requests(rows: int) -> bytes:
+    """A request file."""
     body = {"model": "text-embedding-3-small", "input": "word " * 8}
-    content = b"".join(
+    return b"".join(
         json.dumps(
             {"custom_id": f"row-{n}", "method": "POST", "url": ENDPOINT, "body": body}
         ).encode()
         + b"\n"
         for n in range(rows)
     )
-    file = client.files.create(file=("x.jsonl", io.BytesIO(content)), purpose="batch")
+
+
+def create(client: openai.OpenAI, rows: int) -> Any:
+    """A batch of so many embedding requests, whose output is large."""
+    content = io.BytesIO(embedding_requests(rows))
+    file = client.files.create(file=("x.jsonl", content), purpose="batch")
     return client.batches.create(
         input_file_id=file.id,
-        endpoint=ENDPOINT,
+        endpoint=ENDPOINT,  # type: ignore[arg-type]
         completion_window="24h",
         metadata={"submission_id": "s1"},
     )
@@ -65,6 +74,36 @@ def test_a_killed_simulator_goes_on_and_bills_each_line_once(tmp_path: Path) -> 
     assert ended.request_counts.completed == 20_000
     assert len(billed) == 20_000
     assert set(billed.values()) == {1}
+
+
+def test_a_batch_that_a_stale_look_answers_again_is_billed_once(tmp_path: Path) -> None:
+    """The clock reads which batches are due; one may be done before it gets to it."""
+    instant = Timing(validating=0.0, in_progress=0.0, finalizing=0.0)
+    store = Store(tmp_path)
+    runner = BatchRunner(Settings(tmp_path, timing=instant), store, FaultBook(store))
+    source = store.scratch()
+    source.write_bytes(embedding_requests(3))
+    file = store.add_file(source, filename="x.jsonl", purpose="batch", lifetime=None)
+    batch = store.add_batch(
+        id="batch_1",
+        created_at=time.time(),
+        input_file_id=file.id,
+        endpoint=ENDPOINT,
+        completion_window="24h",
+        **runner.first_status([]),
+    )
+    runner._validate(batch)
+    seen = store.batch_no(batch.no)
+    for step in (runner._answer, runner._finish):
+        step(store.batch_no(batch.no))
+    done = store.batch_no(batch.no)
+
+    runner._answer(seen)
+
+    assert (seen.status, done.status) == ("in_progress", "completed")
+    assert store.batch_no(batch.no) == done
+    assert len(store.rows("SELECT * FROM bill_line")) == 3
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_everything_is_still_there_after_a_kill(tmp_path: Path) -> None:

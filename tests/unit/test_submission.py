@@ -17,10 +17,10 @@ import openai
 import pytest
 import sqlalchemy as sa
 
-from include import pipeline
 from include.artifacts import Artifacts
 from include.batch_api import BatchApi
 from include.batch_view import BatchView
+from include.duplicate_batches import find_duplicates
 from include.errors import (
     ConfigurationError,
     TransientError,
@@ -184,14 +184,14 @@ def test_a_batch_that_is_listed_too_late_is_found_and_cancelled(desk: Desk) -> N
     row = desk.submit(replace(QUICK, grace=0.05))
     time.sleep(1.2)
 
-    found = pipeline.find_duplicates([row], desk.ledger, desk.api(), QUICK)
+    found = find_duplicates([row], desk.ledger, desk.api(), QUICK)
 
     assert desk.service.fired(lost["id"]) == 1
     assert len(desk.at_the_api()) == 2
     assert found == 1
     (extra,) = desk.ledger.duplicates([row.submission_id])
     assert {extra["batch_id"], row.batch_id} == {one["id"] for one in desk.at_the_api()}
-    assert pipeline.find_duplicates([row], desk.ledger, desk.api(), QUICK) == 0
+    assert find_duplicates([row], desk.ledger, desk.api(), QUICK) == 0
 
 
 def test_a_crash_after_the_intent_looks_first(desk: Desk) -> None:
@@ -218,7 +218,7 @@ def test_a_batch_in_doubt_is_nobodys_duplicate(desk: Desk) -> None:
     made = desk.post(desk.upload())
     in_doubt = desk.ledger.batch(desk.row.submission_id)
 
-    found = pipeline.find_duplicates([in_doubt], desk.ledger, api, QUICK)
+    found = find_duplicates([in_doubt], desk.ledger, api, QUICK)
 
     assert found == 0
     assert api.retrieve(made.batch_id).status == "completed"
@@ -320,8 +320,36 @@ def test_a_post_that_arrives_after_the_fence_costs_nothing(
     assert len(status) == 2
     assert status.pop(str(row.batch_id)) != "failed"
     assert list(status.values()) == ["failed"]
-    assert pipeline.find_duplicates([row], desk.ledger, desk.api(), QUICK) == 1
+    assert find_duplicates([row], desk.ledger, desk.api(), QUICK) == 1
     assert [one.levelname for one in caplog.records if "refused" in one.getMessage()] == ["WARNING"]
+
+
+class SlowThenDeaf(Slow):
+    """Besides, the answer to the second `POST /batches` is lost, half a second after the first."""
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        is_second = self._late is not None and request.url.path == "/v1/batches"
+        if not is_second or request.method != "POST":
+            return super().handle_request(request)
+        time.sleep(0.5)
+        super().handle_request(request).read()
+        raise httpx2.ReadTimeout("no answer in time", request=request)
+
+
+def test_a_refused_late_post_is_not_taken_for_a_batch_that_is_listed_late(desk: Desk) -> None:
+    """The fence has refused the first POST; the second one works and is not in the list yet."""
+    desk.service.add_faults({"fault": "hide_new_batches", "seconds": 0.3})
+    client = openai.OpenAI(
+        api_key="sk-test",
+        base_url=desk.service.base_url,
+        http_client=httpx2.Client(transport=SlowThenDeaf(3)),
+    )
+
+    row = desk.submit(replace(QUICK, grace=0.6), api=BatchApi(client))
+
+    status = {one["id"]: one["status"] for one in desk.at_the_api()}
+    assert status.pop(str(row.batch_id)) != "failed"
+    assert list(status.values()) == ["failed"]
 
 
 def test_two_workers_on_one_file_make_one_batch(desk: Desk) -> None:

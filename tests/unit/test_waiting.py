@@ -14,6 +14,7 @@ from include import pipeline
 from include.ledger_records import Batch, BatchState
 from include.simulator.process import Simulator
 from include.waiting import Verdict, WaitPolicy, look
+from tests.faults.audit import bill_of
 from tests.faults.world import World
 
 DAYS = count()  # of worlds on one simulator
@@ -97,12 +98,35 @@ def test_a_poll_that_fails_is_no_verdict(waiter: Waiter, fault: str) -> None:
     assert waiter.look_until_over() >= 0
 
 
-def test_a_batch_that_the_api_does_not_know_is_lost(waiter: Waiter) -> None:
-    """404: OVER, so that its rows go round again."""
+def test_a_batch_that_the_api_does_not_know_for_long_is_lost(waiter: Waiter) -> None:
+    """404 for as long as the policy says: OVER, so that its rows go round again."""
+    waiter.world.simulator.add_faults({"fault": "fail_before", "status": 404, **GET})
+    policy = WaitPolicy(lost_minutes=0.2 / 60)
+
+    assert waiter.look(policy) is Verdict.WAIT
+    time.sleep(0.2)
+    assert waiter.look(policy) is Verdict.OVER
+    assert (waiter.batch.state, waiter.batch.api_status) == (BatchState.ENDED, "lost")
+
+
+def test_a_batch_that_is_unknown_for_a_moment_is_paid_once(waiter: Waiter) -> None:
+    """One 404, as of a batch that was just made: its rows are not sent beside it."""
+    world = waiter.world
+    world.simulator.add_faults({"fault": "fail_before", "status": 404, "times": 1, **GET})
+    world.wait = WaitPolicy()
+
+    world.run()
+
+    (run_id,) = world.run_ids
+    assert [one.api_status for one in waiter.ledger.batches(run_id)] == ["completed"]
+    assert bill_of(world, run_id)[0] == 3
+
+
+def test_a_batch_that_is_unknown_at_its_deadline_is_lost(waiter: Waiter) -> None:
+    """Nobody waits longer for it than for any other."""
     waiter.world.simulator.add_faults({"fault": "fail_before", "status": 404, **GET})
 
-    assert waiter.look() is Verdict.OVER
-    assert waiter.batch.api_status == "lost"
+    assert waiter.look(WaitPolicy(deadline_hours=0.0)) is Verdict.OVER
 
 
 def test_the_deadline_counts_from_the_submission(waiter: Waiter) -> None:

@@ -1,0 +1,128 @@
+"""What the plugin does when an Airflow run has failed, and that it leaves other DAGs alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from include import ledger_tables as tables
+from include import pipeline
+from include.simulator.process import Simulator
+from tests.faults.world import KEY, World
+
+Fail = Callable[[Any], None]
+
+
+@pytest.fixture
+def ledger_file(airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a ledger appears when somebody opens it."""
+    path = tmp_path / "ledger.db"
+    connection = json.dumps({"conn_type": "sqlite", "host": str(path)})
+    monkeypatch.setenv("AIRFLOW_CONN_LLM_BATCH_DB", connection)
+    return path
+
+
+@pytest.fixture
+def fail() -> Fail:
+    """Tell the listener that a run of the DAG has failed, and wait for what it began."""
+    from llm_batch import listener
+
+    def tell(dag: Any) -> None:
+        before = set(threading.enumerate())
+        run = SimpleNamespace(dag=dag, dag_id="of_a_test", run_id="manual__1")
+        listener.on_dag_run_failed(run, "")  # type: ignore[arg-type]
+        for one in set(threading.enumerate()) - before:
+            if "cancel" in one.name:
+                one.join()
+
+    return tell
+
+
+def as_the_scheduler_has_it(dag: Any) -> Any:
+    """A DAG as it comes from Airflow's database."""
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    return DagSerialization.from_dict(DagSerialization.to_dict(dag))
+
+
+def test_a_dag_without_batches_costs_nothing(ledger_file: Path, fail: Fail) -> None:
+    """No thread, no connection: the ledger is not even made."""
+    from airflow.providers.standard.operators.empty import EmptyOperator
+    from airflow.sdk import DAG
+
+    with DAG("of_another_team", schedule=None) as dag:
+        EmptyOperator(task_id="nothing")
+
+    fail(as_the_scheduler_has_it(dag))
+
+    assert not ledger_file.exists()
+
+
+@pytest.mark.parametrize("name", ["ticket_triage", "request_queue"])
+def test_a_dag_of_ours_is_looked_at(ledger_file: Path, fail: Fail, name: str) -> None:
+    """Its tasks are mapped, and in groups."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    dag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]).dags[name]
+
+    fail(as_the_scheduler_has_it(dag))
+
+    assert ledger_file.exists()
+
+
+def test_a_dag_of_a_users_own_operator_is_looked_at(ledger_file: Path, fail: Fail) -> None:
+    """A class that is based on ours makes batches as well."""
+    from airflow.sdk import DAG
+    from llm_batch.operators import SubmitBatchOperator
+
+    class SubmitOurs(SubmitBatchOperator):
+        """With another name."""
+
+    with DAG("of_a_user", schedule=None) as dag:
+        SubmitOurs(task_id="submit", request_file="requests.jsonl")
+
+    fail(as_the_scheduler_has_it(dag))
+
+    assert ledger_file.exists()
+
+
+def test_a_dag_that_is_not_at_hand_may_be_ours(ledger_file: Path, fail: Fail) -> None:
+    """To leave batches running would cost more than a look."""
+    fail(None)
+
+    assert ledger_file.exists()
+
+
+def test_a_batch_that_cannot_be_cancelled_keeps_no_other_at_work(
+    ledger_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the API has lost comes first: the spend of the other one is stopped all the same."""
+    from llm_batch import listener
+
+    with Simulator.start(tmp_path / "slow", seconds_in_progress=60) as simulator:
+        address = {"conn_type": "openai", "host": simulator.base_url, "password": KEY}
+        monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", json.dumps(address))
+        world = World(tmp_path, simulator)
+        world.fill(7)
+        ledger = world.ledger()
+        run = world._opened(ledger, pipeline.NORMAL)
+        run = pipeline.extract(run, ledger, world.artifacts(), world.source)
+        for batch in pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9):
+            world.submit(batch, ledger)
+        lost, other = ledger.batches(run.run_id)
+        with ledger.engine.begin() as connection:
+            change = sa.update(tables.batch).where(tables.batch.c.batch_id == lost.batch_id)
+            connection.execute(change.values(batch_id="batch_lost"))
+
+        listener.cancel_in_flight(world.spec.name, "in-process")
+
+        assert world.api().retrieve(str(other.batch_id)).status in {"cancelling", "cancelled"}
+        world.close()
