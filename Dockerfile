@@ -1,17 +1,15 @@
-# The locked packages on plain Python: the same versions that the tests run with.
-FROM python:3.12-slim-bookworm
+# The official image without optional providers, and the locked packages that the tests run with.
+FROM apache/airflow:slim-3.3.2-python3.12
 
-RUN useradd --uid 50000 --create-home airflow \
-    && install -d -o airflow /opt/airflow /opt/airflow/logs /opt/airflow/artifacts \
-       /opt/airflow/auth /opt/airflow/simulator
+USER root
+RUN install -d -o airflow -g 0 -m 0775 /opt/airflow/auth /opt/airflow/objects /opt/airflow/simulator
 
-COPY requirements.txt /requirements.txt
+USER airflow
+COPY requirements-cluster.txt /requirements.txt
 RUN pip install --no-cache-dir --require-hashes -r /requirements.txt
 
-USER 50000
-WORKDIR /opt/airflow
 # include/ is importable only through PYTHONPATH: Airflow itself adds just dags/ and plugins/.
-ENV AIRFLOW_HOME=/opt/airflow PYTHONPATH=/opt/airflow:/opt/airflow/plugins PYTHONUNBUFFERED=1
-COPY --chown=root:root include include
-COPY --chown=root:root plugins plugins
-COPY --chown=root:root dags dags
+ENV PYTHONPATH=/opt/airflow:/opt/airflow/plugins
+COPY --chown=root:0 include /opt/airflow/include
+COPY --chown=root:0 plugins /opt/airflow/plugins
+COPY --chown=root:0 dags /opt/airflow/dags
