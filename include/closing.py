@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from include.batch_api import BatchApi
 
+SHORT_PATIENCE = timedelta(seconds=30)  #: with a file that is not known: a person waits
 IsAlive = Callable[[str, str], bool]  #: of an Airflow run, by DAG id and run id
 
 
@@ -193,7 +195,9 @@ def _ended(batch: Batch, places: Places) -> str:
     if batch.state == BatchState.SUBMITTED:
         batch = _cancelled(batch, places.ledger, submission.api)
     if batch.state == BatchState.ENDED:
-        batch = collecting.collect(batch, places.ledger, places.artifacts, submission.api)
+        batch = collecting.collect(
+            batch, places.ledger, places.artifacts, submission.api, patience=SHORT_PATIENCE
+        )
     return f"{batch.batch_id or batch.submission_id} {batch.api_status}, {batch.state}"
 
 

@@ -1,11 +1,20 @@
-"""Collect: both result files of an ended batch become one outcome for each of its requests."""
+"""Collect: both result files of an ended batch become one outcome for each of its requests.
+
+A batch or a file that the API does not know (404) is asked for again for some minutes, as in
+`waiting`: its rows would be sent, and paid for, once more.
+"""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from include.artifacts import Artifacts
+from include.batch_status import BatchStatus
 from include.batch_view import BatchView, lost
 from include.errors import ConfigurationError, NotThereError
 from include.figures import counted
@@ -17,26 +26,66 @@ if TYPE_CHECKING:
     from include.batch_api import BatchApi
     from include.outcomes import CollectReport
 
+PATIENCE = timedelta(minutes=5)  #: with answers that there is no such batch or file
+PAUSE = 15.0  # seconds between them
+
+Found = TypeVar("Found")
+Fetch = Callable[[str, Path], int]  # of a file by its id, into that path
+
 log = logging.getLogger(__name__)
 
 
-def collect(batch: Batch, ledger: Ledger, artifacts: Artifacts, api: BatchApi) -> Batch:
-    """Download both files of an ended batch and write one outcome for each of its requests."""
+def collect(
+    batch: Batch,
+    ledger: Ledger,
+    artifacts: Artifacts,
+    api: BatchApi,
+    *,
+    patience: timedelta = PATIENCE,
+) -> Batch:
+    """Download both files of an ended batch and write one outcome for each of its requests.
+
+    What the API does not know for as long as `patience` is lost: its requests are missing.
+    """
     if batch.state == BatchState.COLLECTED:
         log.info("%s is collected already.", batch)
         return batch
     if batch.state != BatchState.ENDED:
         raise ConfigurationError(f"{batch} has not ended ({batch.state}). Clear its wait task.")
-    try:
-        view = api.retrieve(str(batch.batch_id))
-    except NotThereError:
-        view = lost(str(batch.batch_id))
-    _collect(batch, view, ledger, artifacts, api)
+    view = _view(batch, api, patience)
+
+    def fetch(file_id: str, path: Path) -> int:
+        return _found(lambda: api.download(file_id, path), patience)
+
+    _collect(batch, view, ledger, artifacts, fetch)
     return ledger.batch(batch.submission_id)
 
 
+def _view(batch: Batch, api: BatchApi, patience: timedelta) -> BatchView:
+    batch_id = str(batch.batch_id)
+    if batch.api_status == BatchStatus.LOST:  # whoever waited for it has asked long enough
+        patience = timedelta()
+    try:
+        return _found(lambda: api.retrieve(batch_id), patience)
+    except NotThereError:
+        return lost(batch_id)
+
+
+def _found(ask: Callable[[], Found], patience: timedelta) -> Found:
+    """Ask until there is an answer; raises `NotThereError` when there is none for so long."""
+    until = time.monotonic() + patience.total_seconds()
+    while True:
+        try:
+            return ask()
+        except NotThereError as error:
+            if time.monotonic() >= until:
+                raise
+            log.warning("%s Asked again for %s at most.", error, patience)
+            time.sleep(PAUSE)
+
+
 def _collect(
-    batch: Batch, view: BatchView, ledger: Ledger, artifacts: Artifacts, api: BatchApi
+    batch: Batch, view: BatchView, ledger: Ledger, artifacts: Artifacts, fetch: Fetch
 ) -> None:
     from include.outcomes import collect_shard
 
@@ -47,8 +96,8 @@ def _collect(
     report = collect_shard(
         spec,
         index_file=batch.index_file,
-        output_file=_fetched(view.output_file_id, f"{stem}.output.jsonl", artifacts, api),
-        error_file=_fetched(view.error_file_id, f"{stem}.error.jsonl", artifacts, api),
+        output_file=_fetched(view.output_file_id, f"{stem}.output.jsonl", artifacts, fetch),
+        error_file=_fetched(view.error_file_id, f"{stem}.error.jsonl", artifacts, fetch),
         artifacts=artifacts,
         outcomes_file=f"{stem}.outcomes.parquet",
         quarantine_file=f"{stem}.quarantine.parquet",
@@ -104,7 +153,7 @@ def _columns(report: CollectReport) -> dict[str, Any]:
     }
 
 
-def _fetched(file_id: str | None, path: str, artifacts: Artifacts, api: BatchApi) -> str | None:
+def _fetched(file_id: str | None, path: str, artifacts: Artifacts, fetch: Fetch) -> str | None:
     """Keep a result file as an artifact; None when the API has none or has lost it."""
     if file_id is None:
         return None
@@ -112,7 +161,7 @@ def _fetched(file_id: str | None, path: str, artifacts: Artifacts, api: BatchApi
         return path
     with artifacts.scratch(".jsonl") as local:
         try:
-            api.download(file_id, local)
+            fetch(file_id, local)
         except NotThereError as error:
             log.warning("%s Its requests count as missing.", error)
             return None

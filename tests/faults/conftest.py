@@ -90,6 +90,7 @@ def all_faults(pytestconfig: pytest.Config) -> bool:
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that are repeated wait milliseconds."""
     monkeypatch.setattr("include.batch_api.FIRST_PAUSE", 0.002)
+    monkeypatch.setattr("include.collecting.PAUSE", 0.01)
 
 
 @pytest.fixture

@@ -106,6 +106,16 @@ def slow(folder: Path, slow_service: Simulator, said: Said, tally: Tally) -> Ite
     slow_service.clear_faults()
 
 
+def test_a_file_that_is_unknown_for_a_moment_is_not_paid_again(bench: Bench) -> None:
+    """Its download answers 404 twice: it is asked for again, and no row goes round again."""
+    bench.add({"fault": "fail_before", "status": 404, **CONTENT, "times": 2})
+
+    report = bench.run()
+
+    assert (report.loaded, report.rounds, report.requests) == (ROWS, 1, ROWS)
+    assert bench.bodies(2) == []
+
+
 @pytest.mark.parametrize(
     "rule",
     [
@@ -115,7 +125,6 @@ def slow(folder: Path, slow_service: Simulator, said: Said, tally: Tally) -> Ite
         {"fault": "batch_lost", **ONE},
         {"fault": "output_lost", "mode": "null", **ONE},
         {"fault": "output_lost", "mode": "empty", **ONE},
-        {"fault": "fail_before", "status": 404, **CONTENT, "nth": 1},
         {"fault": "drop_line", "fraction": 0.4, **FIRST},
         {"fault": "torn_line", "fraction": 0.4, **FIRST},
         {"fault": "nan", "fraction": 0.4, **FIRST},
@@ -127,7 +136,7 @@ def slow(folder: Path, slow_service: Simulator, said: Said, tally: Tally) -> Ite
 )
 def test_what_passes_is_sent_again(bench: Bench, rule: dict[str, Any]) -> None:
     """The rows that may succeed go round again, the others do not; all of them are loaded."""
-    bench.add({**rule, "times": 1} if rule["fault"] in {"corrupt", "fail_before"} else rule)
+    bench.add({**rule, "times": 1} if rule["fault"] == "corrupt" else rule)
 
     report = bench.run()
 

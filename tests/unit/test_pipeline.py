@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from include import collecting, pipeline
 from include.duplicate_batches import find_duplicates
 from include.errors import ConfigurationError, TransientError
 from include.ledger_records import Batch, BatchState, Run
+from include.waiting import Verdict, look
 from tests.faults.world import World, job
 from tests.unit.conftest import ROWS
 
@@ -146,6 +149,57 @@ def test_collecting_again_changes_nothing(world: World) -> None:
     assert again == batch
     assert again.state == BatchState.COLLECTED
     assert world.simulator.batches()["retrieves"] == retrieves
+
+
+@pytest.mark.parametrize("path", ["/content", "/batches/"])
+def test_what_is_unknown_for_a_moment_at_collecting_is_paid_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """One 404 of an ended batch or of its file: it is asked for again, its rows are not sent."""
+    monkeypatch.setattr(collecting, "PAUSE", 0.01)
+    ended = _ended(world)
+    rule = {"fault": "fail_before", "status": 404, "method": "GET", "path": path, "times": 2}
+    world.simulator.add_faults(rule)
+
+    rows = [
+        collecting.collect(one, world.ledger(), world.artifacts(), world.api()) for one in ended
+    ]
+
+    assert [one.missing for one in rows] == [0, 0]
+    assert sum(one.succeeded for one in rows) == ROWS
+
+
+def test_a_result_file_that_stays_unknown_is_missing(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a while nobody waits for it any more: its rows go to the next round."""
+    monkeypatch.setattr(collecting, "PAUSE", 0.01)
+    first, _ = _ended(world)
+    world.simulator.add_faults(
+        {"fault": "fail_before", "status": 404, "method": "GET", "path": "/content"}
+    )
+    places = world.ledger(), world.artifacts(), world.api()
+
+    row = collecting.collect(first, *places, patience=timedelta(seconds=0.1))
+    world.simulator.clear_faults()
+
+    assert (row.state, row.missing) == (BatchState.COLLECTED, first.requests)
+    assert "count as missing" in caplog.text
+
+
+def _ended(world: World) -> list[Batch]:
+    """Return the batches of the run, all of them ended and none collected."""
+    ledger = world.ledger()
+    for batch in _built(world):
+        world.submit(batch, ledger)
+        while _verdict(world, batch) is Verdict.WAIT:
+            time.sleep(0.01)
+    return ledger.batches(world.run_ids[0], 1)
+
+
+def _verdict(world: World, batch: Batch) -> Verdict:
+    ledger = world.ledger()
+    return look(ledger.batch(batch.submission_id), ledger, world.api(), world.wait)
 
 
 def test_loading_again_changes_nothing(world: World) -> None:
