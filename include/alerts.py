@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 
-from include import spending
-from include.budgets import LEFT_OUT, OVER_BUDGET, left_out_round
+from include import spend_limits, spending
+from include.budgets import LEFT_OUT, OVER_BUDGET, LeftOutRound, left_out_round
 from include.calendar_month import Month
 from include.errors import ConfigurationError
 from include.figures import counted, money, noun
@@ -94,6 +94,7 @@ def of_run(run_id: str, ledger: Ledger) -> Iterator[Alert]:
     if run.state == RunState.DONE and has_too_many_failures(spec, report):
         yield _failure_rate(run, spec, report)
     yield from _month_budget(run, spec, ledger)
+    yield from _limit_left_out(run, spec, ledger)
 
 
 def of_submission(batch: Batch, ledger: Ledger) -> Iterator[Alert]:
@@ -205,24 +206,63 @@ def _left_out(run: Run, spec: JobSpec, spent: Decimal, ledger: Ledger) -> Alert 
         return None
     if spent + found.estimate_usd <= limit:  # another bound was in its way
         return None
-    before = next(one for one in ledger.rounds(run.run_id) if one.round == found.number - 1)
-    rows = counted(before.retry, "row fails", "rows fail")
     return Alert(
         kind=AlertKind.BUDGET,
         cause=digest(AlertKind.BUDGET, run.run_id, LEFT_OUT, found.number),
         job=run.job,
         run_id=run.run_id,
-        subject=f"Job {run.job}: round {found.number} is left out, {rows}: it would go over "
-        f"the run's budget of {money(limit)}",
+        subject=f"{_without(run, found, ledger)} the run's budget of {money(limit)}",
         figures=(
-            ("partition", partition_text(run)),
-            ("left out", f"{money(found.estimate_usd)} (estimate of round {found.number})"),
+            *_planned(run, found),
             ("spent so far", money(spent)),
             ("budget", f"{money(limit)} a run (budget.max_usd)"),
         ),
-        todo=f"What is paid for is loaded; the rows are in {spec.target.failures_place}, with the "
-        f"reason {OVER_BUDGET}. {_again(spec)}",
+        todo=f"{_where(spec)} {_again(spec)}",
     )
+
+
+def _without(run: Run, found: LeftOutRound, ledger: Ledger) -> str:
+    before = next(one for one in ledger.rounds(run.run_id) if one.round == found.number - 1)
+    rows = counted(before.retry, "row fails", "rows fail")
+    return f"Job {run.job}: round {found.number} is left out, {rows}: it would go over"
+
+
+def _planned(run: Run, found: LeftOutRound) -> tuple[tuple[str, str], tuple[str, str]]:
+    estimate = f"{money(found.estimate_usd)} (estimate of round {found.number})"
+    return ("partition", partition_text(run)), ("left out", estimate)
+
+
+def _where(spec: JobSpec) -> str:
+    place = spec.target.failures_place
+    return f"What is paid for is loaded; the rows are in {place}, with the reason {OVER_BUDGET}."
+
+
+def _limit_left_out(run: Run, spec: JobSpec, ledger: Ledger) -> Iterator[Alert]:
+    """Tell of a later round that a spend limit has left out."""
+    found = left_out_round(run.run_id, ledger)
+    if found is None or spec.alert.budget_share is None:
+        return
+    try:
+        with reading(ledger.engine) as connection:
+            over = list(spend_limits.exceeded(connection, run, found.estimate_usd))
+    except ConfigurationError:  # no price: its runs do not begin, and have said so
+        return
+    for limit, so_far in over:
+        yield Alert(
+            kind=AlertKind.BUDGET,
+            cause=digest(AlertKind.BUDGET, run.run_id, LEFT_OUT, found.number, limit.name),
+            job=run.job,
+            run_id=run.run_id,
+            subject=f"{_without(run, found, ledger)} the spend limit of {money(limit.max_usd)}",
+            figures=(
+                *_planned(run, found),
+                ("spent", money(so_far.spent)),
+                ("in flight", money(so_far.in_flight)),
+                ("spend limit", f"{money(limit.max_usd)} for all runs of {limit.name}"),
+            ),
+            todo=f"{_where(spec)} Run the partition again with the param redrive=true, and with a "
+            f"larger max_usd in {spend_limits.PARAM} under the same name.",
+        )
 
 
 def _again(spec: JobSpec) -> str:

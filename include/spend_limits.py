@@ -22,6 +22,7 @@ from include.figures import money
 from include.job_spec import JobSpec
 from include.ledger import Ledger
 from include.ledger_records import Run, now
+from include.spending import Spending
 
 PARAM = "spend_limit"  #: the Airflow param that holds a limit: {"name": …, "max_usd": …}
 
@@ -101,16 +102,26 @@ def check(connection: Connection, run: Run, planned: Decimal) -> None:
 
     Call it inside the transaction that records the round, under the ledger's lock.
     """
-    for limit in _limits(connection, run):
-        so_far = spending.of_limit(connection, limit.name)
-        if so_far.total + planned <= limit.max_usd:
-            continue
+    for limit, so_far in exceeded(connection, run, planned):
         raise BudgetExceededError(
             f"{run}: its backfill may spend ${limit.max_usd} ({PARAM} {limit.name}). Spent "
             f"{money(so_far.spent)} + in flight {money(so_far.in_flight)} + this round about "
             f"{money(planned)} = {money(so_far.total + planned)}. Nothing was submitted. Backfill "
             "the days that are left with reprocess=failed and a larger max_usd under the same name."
         )
+
+
+def exceeded(
+    connection: Connection, run: Run, planned: Decimal
+) -> Iterator[tuple[SpendLimit, Spending]]:
+    """Yield each limit of this run that has no room for `planned` more dollars, and its spending.
+
+    Raises `ConfigurationError` when what its runs have spent is unknown.
+    """
+    for limit in _limits(connection, run):
+        so_far = spending.of_limit(connection, limit.name)
+        if so_far.total + planned > limit.max_usd:
+            yield limit, so_far
 
 
 def _limits(connection: Connection, run: Run) -> Iterator[SpendLimit]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from include import alerts
+from include import alerts, spend_limits
 from include import ledger_tables as tables
 from include.alert_record import MOST_TRIES, AlertRecord
 from include.alerts import Alert, AlertKind
@@ -21,6 +21,7 @@ from include.budgets import record_round
 from include.job_spec import JobSpec
 from include.ledger import Ledger
 from include.ledger_records import Batch, NewBatch, Partition, Run
+from include.spend_limits import SpendLimit
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 WINDOW = timedelta(hours=26)
@@ -205,9 +206,13 @@ def test_a_round_that_another_budget_leaves_out_is_not_told_of_the_month(ledger:
     assert of_month(ledger, run) == []
 
 
-def run_with_a_round_left_out(ledger: Ledger, job: JobSpec) -> Run:
+def run_with_a_round_left_out(
+    ledger: Ledger, job: JobSpec, *, limit: SpendLimit | None = None
+) -> Run:
     """A run that has spent $7.50, and whose second round of $2 did not fit."""
     run = opened(ledger, job)
+    if limit is not None:
+        spend_limits.join(ledger, run, limit)
     collected(ledger, run, Decimal("7.5"))
     with ledger.engine.begin() as connection:
         connection.execute(sa.update(tables.batch).values(retry=3, succeeded=7))
@@ -243,6 +248,34 @@ def test_a_round_that_the_month_leaves_out_is_not_told_of_the_run(ledger: Ledger
     assert [one for one in alerts.of_run(run.run_id, ledger) if "a run (" in one.text] == []
     with ledger.engine.begin() as connection:
         connection.execute(sa.update(tables.run).values(spec=silent.to_json()))
+
+    assert list(alerts.of_run(run.run_id, ledger)) == []
+
+
+def test_a_round_that_a_spend_limit_leaves_out_is_told(ledger: Ledger) -> None:
+    """With its rows, the money of all runs of the limit and the way out."""
+    run = run_with_a_round_left_out(ledger, spec(), limit=SpendLimit("a backfill", Decimal(8)))
+
+    (alert,) = alerts.of_run(run.run_id, ledger)
+
+    assert alert.kind == AlertKind.BUDGET
+    assert "round 2 is left out, 3 rows fail" in alert.subject
+    for part in ("left out: $2.0000", "spent: $7.5000", "$8.0000 for all runs of a backfill"):
+        assert part in alert.text
+    for part in ("labels_failures", "over_budget", "redrive=true", "max_usd"):
+        assert part in alert.todo
+
+
+def test_a_round_that_another_bound_leaves_out_is_not_told_of_the_limit(ledger: Ledger) -> None:
+    """Nor does a job say anything of a limit that wants no alerts of money."""
+    wide = SpendLimit("a backfill", Decimal(80))
+    run = run_with_a_round_left_out(ledger, spec(budget={"max_usd": 8}), limit=wide)
+    (alert,) = alerts.of_run(run.run_id, ledger)
+    assert "a run (budget.max_usd)" in alert.text
+    silent = spec(alert={"budget_share": None})
+    with ledger.engine.begin() as connection:
+        connection.execute(sa.update(tables.run).values(spec=silent.to_json()))
+        connection.execute(sa.update(tables.spend_limit).values(max_usd=Decimal(8)))
 
     assert list(alerts.of_run(run.run_id, ledger)) == []
 
