@@ -299,7 +299,7 @@ class Ledger:
         A claim whose holder has been silent for `lease` is taken over. With `enqueued_tokens`,
         a batch that would exceed this limit of its connection and model has to wait, and the
         shards of a round go in order. Raises `ConfigurationError` when its run is closed, or when
-        another run has loaded its rows meanwhile.
+        another run has loaded, or sent, its rows meanwhile.
         """
         with ledger_database.writing(self.engine) as connection:
             ledger_database.exclusive(connection)

@@ -253,7 +253,11 @@ def _of_submitting(batch: Batch, at: datetime) -> Notice | None:
 def _of_quiet_runs(engine: Engine, job: str | None, at: datetime) -> Iterator[Notice]:
     """Tell of open runs that nobody works on: a task of theirs is red, or their DAG is paused."""
     event = tables.event.c
+    left = _left(engine)
     for run in open_runs(engine, job):
+        if run["run_id"] in left:
+            yield _of_left_run(engine, run)
+            continue
         if run["in_flight"]:
             continue
         query = sa.select(sa.func.max(event.at)).where(event.run_id == run["run_id"])
@@ -266,6 +270,32 @@ def _of_quiet_runs(engine: Engine, job: str | None, at: datetime) -> Iterator[No
                 "Look for a red task of this run in Airflow, mend what it says, clear it. It "
                 f"goes on from there.{_overtaken(engine, run)}",
             )
+
+
+def _left(engine: Engine) -> set[str]:
+    """Return the open runs whose Airflow runs have all failed."""
+    who = tables.participant.c
+    query = (
+        sa.select(who.run_id)
+        .join(tables.run, tables.run.c.run_id == who.run_id)
+        .where(*_opened())
+        .group_by(who.run_id)
+        .having(sa.func.sum(_is(sa.not_(who.has_left))) == 0)
+    )
+    with ledger_database.reading(engine) as connection:
+        return set(connection.scalars(query))
+
+
+def _of_left_run(engine: Engine, run: RowMapping) -> Notice:
+    in_flight = (
+        f", {counted(run['in_flight'], 'batch')} of it cancelled" if run["in_flight"] else ""
+    )
+    return Notice(
+        f"run {run['run_id']} of job {run['job']}, partition {run['interval_start']:%F}",
+        f"is open, and its Airflow run has failed{in_flight}",
+        "Mend what its red task says, then clear that task. It goes on from there, and pays for "
+        f"nothing again.{_overtaken(engine, run)}",
+    )
 
 
 def _overtaken(engine: Engine, opened: RowMapping) -> str:

@@ -23,7 +23,7 @@ def leave(ledger: Ledger, dag_id: str, dag_run_id: str) -> list[Batch]:
     """Record that an Airflow run has ended, and return the batches that nobody waits for now.
 
     Those are the batches at the API of every run that it took part in, and that no other Airflow
-    run goes on with. An Airflow run that is cleared takes part again when its `extract` runs.
+    run goes on with. An Airflow run of which a task is cleared goes on with them: `go_on`.
     """
     with ledger_database.writing(ledger.engine) as connection:
         ledger_database.exclusive(connection)
@@ -33,6 +33,24 @@ def leave(ledger: Ledger, dag_id: str, dag_run_id: str) -> list[Batch]:
             .values(has_left=True)
         )
         return _left_alone(connection, dag_id, dag_run_id)
+
+
+def go_on(ledger: Ledger, run_id: str, dag_id: str, dag_run_id: str) -> None:
+    """Record that an Airflow run that had ended works on its run again: a task of it was cleared.
+
+    One that works on it anyway, or never has, costs one look and changes nothing.
+    """
+    has_left = sa.and_(
+        OURS.run_id == run_id,
+        OURS.dag_id == dag_id,
+        OURS.dag_run_id == dag_run_id,
+        OURS.has_left,
+    )
+    with ledger_database.reading(ledger.engine) as connection:
+        if connection.execute(sa.select(OURS.run_id).where(has_left)).first() is None:
+            return
+    with ledger_database.writing(ledger.engine) as connection:
+        connection.execute(sa.update(tables.participant).where(has_left).values(has_left=False))
 
 
 def _left_alone(connection: Connection, dag_id: str, dag_run_id: str) -> list[Batch]:

@@ -18,6 +18,8 @@ from include.errors import ConfigurationError, PartitionBusyError
 from include.job_spec import JobSpec
 from include.ledger_records import Batch, BatchState, Run, RunState
 
+FORCE = "force"  # see `include.pipeline`
+
 
 def check_alone(connection: Connection, run: Run) -> None:
     """Raise while another run of the partition is at the same requests.
@@ -51,35 +53,64 @@ def _abandoned(run: Run, rival: Run) -> ConfigurationError:
 
 
 def check_not_overtaken(connection: Connection, batch: Batch) -> None:
-    """Raise `ConfigurationError` when another run has loaded what this file, never sent, asks.
+    """Raise `ConfigurationError` when another run has loaded, or sent, what this file would ask.
 
-    Call it inside the transaction that claims the file.
+    Call it inside the transaction that claims the file: of two runs that nobody kept apart, since
+    one had failed while the other was built, the first claim goes on.
     """
     run = queries.run(connection, batch.run_id)
     built = queries.round_of(connection, batch.run_id, 1)
     if batch.state != BatchState.PREPARED or built is None or batch.round > 1:
         return
-    for other in _done_since(connection, run, built.built_at):
+    for other in (*_done_since(connection, run, built.built_at), *_sent_instead(connection, run)):
         if JobSpec.from_json(other.spec).question == JobSpec.from_json(run.spec).question:
-            raise ConfigurationError(
-                f"{batch}: run {other.run_id} of the same partition asked the same and was loaded "
-                "after this file was written: to send it could pay for its rows twice. Nothing was "
-                f"sent. Say `python -m llm_batch close {run.run_id}`, and run the partition again: "
-                "it sends what is missing."
-            )
+            raise _overtaken(batch, run, other)
+
+
+def _overtaken(batch: Batch, run: Run, other: Run) -> ConfigurationError:
+    is_done = other.state == RunState.DONE
+    return ConfigurationError(
+        f"{batch}: run {other.run_id} of the same partition asked the same and was "
+        f"{'loaded' if is_done else 'sent'} after this file was written: to send it could pay for "
+        f"its rows twice. Nothing was sent. Say `python -m llm_batch close {run.run_id}`, and run "
+        f"the partition again{'' if is_done else ' when that one has ended'}: it sends what is "
+        "missing."
+    )
 
 
 def _done_since(connection: Connection, run: Run, moment: datetime) -> list[Run]:
     own = tables.run.c
-    query = sa.select(tables.run).where(
+    query = _others(run).where(own.state == RunState.DONE, own.done_at > moment)
+    return [Run(**row) for row in connection.execute(query).mappings()]
+
+
+def _sent_instead(connection: Connection, run: Run) -> list[Run]:
+    """Return other open runs that have sent something, while this one has sent nothing yet."""
+    batch = tables.batch.c
+    sent = sa.select(batch.run_id).where(
+        batch.run_id == run.run_id, batch.state != BatchState.PREPARED
+    )
+    if run.mode == FORCE or connection.execute(sent.limit(1)).first() is not None:
+        return []
+    query = _others(run).where(tables.run.c.state == RunState.OPEN, _has_sent())
+    return [Run(**row) for row in connection.execute(query).mappings()]
+
+
+def _others(run: Run) -> sa.Select[Any]:
+    own = tables.run.c
+    return sa.select(tables.run).where(
         own.job == run.job,
         own.interval_start == run.interval_start,
         own.interval_end == run.interval_end,
         own.run_id != run.run_id,
-        own.state == RunState.DONE,
-        own.done_at > moment,
     )
-    return [Run(**row) for row in connection.execute(query).mappings()]
+
+
+def _has_sent() -> sa.Exists:
+    batch = tables.batch.c
+    return sa.exists().where(
+        batch.run_id == tables.run.c.run_id, batch.state != BatchState.PREPARED
+    )
 
 
 def _at_work_beside(connection: Connection, run: Run) -> list[tuple[Run, bool]]:
@@ -87,20 +118,15 @@ def _at_work_beside(connection: Connection, run: Run) -> list[tuple[Run, bool]]:
 
     With each goes whether an Airflow run goes on with it that does not work on `run` as well.
     """
-    own, batch = tables.run.c, tables.batch.c
-    has_files = sa.exists().where(batch.run_id == own.run_id)
-    has_sent = sa.exists().where(batch.run_id == own.run_id, batch.state != BatchState.PREPARED)
+    has_files = sa.exists().where(tables.batch.c.run_id == tables.run.c.run_id)
     query = (
-        sa.select(tables.run, _goes_on_without(run).label("is_attended"))
+        _others(run)
+        .add_columns(_goes_on_without(run).label("is_attended"))
         .where(
-            own.job == run.job,
-            own.interval_start == run.interval_start,
-            own.interval_end == run.interval_end,
-            own.run_id != run.run_id,
-            own.state == RunState.OPEN,
-            sa.or_(has_sent, sa.and_(has_files, _goes_on())),
+            tables.run.c.state == RunState.OPEN,
+            sa.or_(_has_sent(), sa.and_(has_files, _goes_on())),
         )
-        .order_by(own.created_at)
+        .order_by(tables.run.c.created_at)
     )
     return [_rival(dict(row)) for row in connection.execute(query).mappings()]
 

@@ -6,14 +6,10 @@ that the run was opened with.
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, conf
+from airflow.sdk import conf
 from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
@@ -21,56 +17,22 @@ from include.job_spec import load_job, with_overrides, with_provider
 from llm_batch import connections, metrics
 from llm_batch.links import BatchLink
 from llm_batch.notices import tell
+from llm_batch.steps import (
+    BatchOperator,
+    RoundOperator,
+    RunOperator,
+    come_back,
+    partition,
+    run_of,
+    shard,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
-    from airflow.sdk import BaseNotifier, Context
+    from airflow.sdk import Context
 
     from include.job_spec import JobSpec
-    from include.ledger_records import Batch, Partition
-
-SHORTEST_DEFERRAL = 10.0  # seconds; see BatchTrigger.run
-
-
-class BatchOperator(BaseOperator):
-    """What the steps have in common: each tells how much memory it took, and people of alerts.
-
-    `notifiers` are told besides those of `[llm_batch] notifiers`; see `llm_batch.notices`.
-    """
-
-    def __init__(self, *, notifiers: Sequence[BaseNotifier] = (), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.notifiers = notifiers
-
-    def post_execute(self, context: Context, result: Any = None) -> None:
-        """Log the peak, so that a worker's size can be chosen from what runs really took."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-        megabytes = peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)
-        self.log.info("Peak memory of this task's process: %s MB.", megabytes)
-
-
-class RunOperator(BatchOperator):
-    """A step of the run that `run` names: a dict with `run_id`, as `ExtractOperator` returns."""
-
-    template_fields: Sequence[str] = ("run",)
-
-    def __init__(self, *, run: dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.run = run
-
-    def tell_about(self, run_id: str, context: Context) -> None:
-        """Tell people what there is to tell about the run now."""
-        from include import alerts
-
-        tell(alerts.of_run(run_id, connections.ledger()), context, self.notifiers)
-
-
-class RoundOperator(RunOperator):
-    """A step of one round of the run; rounds count from 1."""
-
-    def __init__(self, *, round_number: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.round_number = round_number
+    from include.ledger_records import Batch
 
 
 class ExtractOperator(BatchOperator):
@@ -273,6 +235,10 @@ class SubmitBatchOperator(BatchOperator):
         self.openai_conn_id = openai_conn_id
         self.deferrable = deferrable
 
+    def works_on(self) -> str | None:
+        """Return the id of the run; a file of your own is registered first."""
+        return None if self.submission is None else run_of(self.submission)
+
     def execute(self, context: Context) -> dict[str, Any]:
         """Submit; come back later when it is not our turn."""
         from include import alerts
@@ -332,6 +298,10 @@ class CollectResultsOperator(BatchOperator):
     def __init__(self, *, batch: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.batch = batch
+
+    def works_on(self) -> str:
+        """Return the id of the run."""
+        return run_of(self.batch)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Collect."""
@@ -457,45 +427,9 @@ class ReportOperator(RunOperator):
         return lineage.of_report(self.run["run_id"])
 
 
-def partition(job: str, context: Context) -> Partition:
-    """Return the data interval of this Airflow run as a partition of `job`."""
-    from include.ledger_records import Partition
-
-    dag_run = context["dag_run"]
-    start = context.get("data_interval_start") or dag_run.logical_date or dag_run.run_after
-    end = context.get("data_interval_end") or start
-    return Partition(job, _utc(start), _utc(end))
-
-
-def shard(row: Batch, enqueued_tokens: int | None) -> dict[str, Any]:
-    """Return what travels through XCom for one request file."""
-    return {
-        "submission_id": row.submission_id,
-        "round": row.round,
-        "shard": row.shard,
-        "requests": row.requests,
-        "enqueued_tokens": enqueued_tokens,
-    }
-
-
-def come_back(operator: BaseOperator, seconds: float, *, deferrable: bool) -> None:
-    """Give the worker back for that time and call `execute_complete` then; else sleep here."""
-    from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
-
-    if deferrable:
-        pause = timedelta(seconds=max(seconds, SHORTEST_DEFERRAL))
-        operator.defer(trigger=TimeDeltaTrigger(pause), method_name="execute_complete")
-    time.sleep(seconds or SHORTEST_DEFERRAL)
-
-
 def _mode(params: Any) -> str:
     from include import pipeline
 
     if params.get("force"):
         return pipeline.FORCE
     return pipeline.REDRIVE if params.get("redrive") else pipeline.NORMAL
-
-
-def _utc(moment: Any) -> datetime:
-    """Return a plain aware datetime: Airflow hands out its own class."""
-    return datetime.fromtimestamp(moment.timestamp(), UTC)

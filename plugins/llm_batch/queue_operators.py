@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException, DagRunTriggerException
 from include.errors import ConfigurationError
 from include.queue_spec import load_queue
 from llm_batch import connections
-from llm_batch.operators import BatchOperator
+from llm_batch.steps import BatchOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -13,7 +13,7 @@ from include.provider import PROFILES
 from llm_batch import connections
 from llm_batch.links import BatchLink
 from llm_batch.notices import tell
-from llm_batch.operators import come_back
+from llm_batch.steps import come_back, go_on, run_of
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseNotifier, Context
@@ -58,6 +58,10 @@ class BatchSensor(BaseSensorOperator):
         self.deferrable = deferrable
         self.deadline_hours = deadline_hours
         self.notifiers = notifiers
+
+    def pre_execute(self, context: Context) -> None:
+        """Go on with the run, when its Airflow run had ended and this task was cleared."""
+        go_on(run_of(self.batch), context)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Return at once when the batch has ended; otherwise defer, or poke."""

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from include import ledger_tables as tables
-from include import pipeline
+from include import participants, pipeline
 from include.simulator.process import Simulator
 from tests.faults.world import KEY, World
 
@@ -126,3 +126,40 @@ def test_a_batch_that_cannot_be_cancelled_keeps_no_other_at_work(
 
         assert world.api().retrieve(str(other.batch_id)).status in {"cancelling", "cancelled"}
         world.close()
+
+
+@pytest.mark.parametrize("step", ["build", "submit", "wait", "collect", "settle", "load"])
+def test_a_task_that_is_cleared_goes_on_with_the_run(
+    ledger_file: Path, tmp_path: Path, simulator: Simulator, step: str
+) -> None:
+    """The Airflow run had failed and left: whichever task is cleared, others wait for it again."""
+    world = World(tmp_path, simulator)
+    world.fill(3)
+    ledger = world.ledger()
+    run = world._opened(ledger, pipeline.NORMAL)
+    run = pipeline.extract(run, ledger, world.artifacts(), world.source)
+    (batch,) = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9)
+    participants.leave(ledger, run.job, "in-process")
+    assert participants.names(ledger, run.run_id) == []
+
+    airflow_run = SimpleNamespace(dag_id=run.job, run_id="in-process")
+    task(step, run.run_id, batch.submission_id).pre_execute({"dag_run": airflow_run})
+
+    assert participants.names(ledger, run.run_id) == [(run.job, "in-process")]
+    world.close()
+
+
+def task(step: str, run_id: str, submission_id: str) -> Any:
+    """The operator of one step of that run."""
+    from llm_batch import operators
+    from llm_batch.sensors import BatchSensor
+
+    run, shard = {"run_id": run_id}, {"submission_id": submission_id}
+    return {
+        "build": lambda: operators.BuildRequestsOperator(task_id=step, run=run, round_number=1),
+        "submit": lambda: operators.SubmitBatchOperator(task_id=step, submission=shard),
+        "wait": lambda: BatchSensor(task_id=step, batch=shard),
+        "collect": lambda: operators.CollectResultsOperator(task_id=step, batch=shard),
+        "settle": lambda: operators.SettleRoundOperator(task_id=step, run=run, round_number=1),
+        "load": lambda: operators.LoadResultsOperator(task_id=step, run=run),
+    }[step]()

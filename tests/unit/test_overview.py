@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from include import ledger_tables as tables
-from include import overview, pipeline
+from include import overview, participants, pipeline
 from include.audit_report import AuditReport, audit_report
 from include.errors import ConfigurationError
 from include.ledger import Ledger
@@ -158,6 +158,21 @@ def test_a_run_that_nobody_works_on_needs_a_look(world: World) -> None:
     (found,) = overview.notices(ledger.engine, at=now() + timedelta(hours=3))
     assert run.run_id in found.about
     assert "Look for a red task" in found.then
+
+
+def test_a_run_whose_airflow_run_has_failed_needs_a_look_at_once(world: World) -> None:
+    """Until a task of it is cleared; what it has at the API is told, as that is cancelled."""
+    run = submitted(world)
+    ledger = world.ledger()
+    participants.leave(ledger, run.job, "in-process")
+
+    (found,) = overview.notices(ledger.engine)
+
+    assert run.run_id in found.about
+    assert found.what.endswith("its Airflow run has failed, 2 batches of it cancelled")
+    assert "clear that task" in found.then
+    participants.go_on(ledger, run.run_id, run.job, "in-process")
+    assert overview.notices(ledger.engine) == []
 
 
 def test_a_run_that_a_later_one_has_overtaken_is_left(world: World) -> None:

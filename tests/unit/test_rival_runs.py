@@ -9,7 +9,7 @@ import pytest
 from include import ledger_queries, participants, pipeline
 from include.errors import ConfigurationError, PartitionBusyError
 from include.job_spec import JobSpec
-from include.ledger_records import Run
+from include.ledger_records import BatchState, Run
 from tests.faults.audit import bill_of
 from tests.faults.world import World, job
 from tests.unit.conftest import ROWS
@@ -22,7 +22,7 @@ OTHER_SQL = {
 }
 
 
-def built(world: World, spec: JobSpec, mode: str) -> Run:
+def built(world: World, spec: JobSpec, mode: str = pipeline.NORMAL) -> Run:
     """A run of another spec or mode whose request files are written."""
     usual, world.spec = world.spec, spec
     ledger = world.ledger()
@@ -45,6 +45,11 @@ def sent(run: Run, world: World) -> Run:
     for batch in world.ledger().batches(run.run_id, 1):
         world.submit(batch, world.ledger())
     return run
+
+
+def states(run: Run, world: World) -> set[str]:
+    """The states of its batches."""
+    return {one.state for one in world.ledger().batches(run.run_id, 1)}
 
 
 def finish(world: World, spec: JobSpec, mode: str) -> None:
@@ -137,3 +142,50 @@ def test_a_run_that_was_overtaken_sends_nothing(world: World) -> None:
     world._is_open = False
     assert world.run().reused == ROWS
     assert billed(world) == ROWS
+
+
+def test_of_two_built_runs_the_first_to_send_goes_on(world: World) -> None:
+    """One had failed while the other was built, and a task of it was cleared: it sends nothing."""
+    old = built(world, job())
+    participants.leave(world.ledger(), world.spec.name, "in-process")
+    rival = sent(built(world, job(source=OTHER_SQL)), world)
+
+    with pytest.raises(ConfigurationError, match=f"run {rival.run_id} .* sent .*{old.run_id}"):
+        sent(old, world)
+
+    assert states(old, world) == {BatchState.PREPARED}
+    assert states(rival, world) == {BatchState.SUBMITTED}
+
+
+def test_of_two_built_runs_the_second_to_send_stops(world: World) -> None:
+    """The other way round: the run that was built last is the one that sends nothing."""
+    old = built(world, job())
+    participants.leave(world.ledger(), world.spec.name, "in-process")
+    rival = built(world, job(source=OTHER_SQL))
+    sent(old, world)
+
+    with pytest.raises(ConfigurationError, match=f"run {old.run_id} .* sent .*{rival.run_id}"):
+        sent(rival, world)
+
+    assert states(rival, world) == {BatchState.PREPARED}
+
+
+def test_force_sends_beside_another(world: World) -> None:
+    """It pays again, and was asked for."""
+    sent(built(world, job()), world)
+
+    forced = sent(built(world, job(), pipeline.FORCE), world)
+
+    assert states(forced, world) == {BatchState.SUBMITTED}
+
+
+def test_a_run_of_which_a_task_was_cleared_is_waited_for(world: World) -> None:
+    """Its Airflow run had failed; since a step of it goes on, so does the whole."""
+    rival = attended(built(world, job(source=OTHER_SQL)), world)
+    for airflow_run in ("in-process", "another"):
+        participants.leave(world.ledger(), world.spec.name, airflow_run)
+
+    participants.go_on(world.ledger(), rival.run_id, world.spec.name, "another")
+
+    with pytest.raises(PartitionBusyError, match=rival.run_id):
+        world.run()
