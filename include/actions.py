@@ -122,7 +122,7 @@ def plan_cancel(ledger: Ledger, run_id: str, submission_id: str | None = None) -
     every = ledger.batches(run_id)
     if submission_id is None:
         _check_open(run)
-        at_api = [one for one in every if one.state == BatchState.SUBMITTED]
+        at_api = _at_api(ledger, run)
     else:
         at_api = [_cancellable(run, every, submission_id)]
     requests = sum(one.requests for one in at_api)
@@ -139,6 +139,10 @@ def plan_cancel(ledger: Ledger, run_id: str, submission_id: str | None = None) -
         saved_usd=None if each is None else each * (requests - answered),
         airflow_runs=tuple(participants.names(ledger, run_id)),
     )
+
+
+def _at_api(ledger: Ledger, run: Run) -> list[Batch]:
+    return [one for one in ledger.batches(run.run_id) if one.state == BatchState.SUBMITTED]
 
 
 def _check_open(run: Run) -> None:
@@ -185,7 +189,8 @@ def cancel(
 
     `api` opens a connection by its id. For a whole run, `end_run` is called first with the DAG id
     and run id of every Airflow run that works on it: it has to fail that run, so that no task
-    wakes up and begins the next round with what was cancelled.
+    wakes up and begins the next round with what was cancelled. What is at the API by then is
+    cancelled, also what was submitted since it was planned.
     What the batches have done is collected: by this run when one batch was cancelled (the rest
     goes to the next round), by the partition's next run when the whole run was.
     One batch that cannot be cancelled does not keep the others from it. Raises what `end_run`
@@ -195,7 +200,8 @@ def cancel(
     with audited(ledger, plan.run, plan.kind, actor, submission_id=only) as note:
         for airflow_run in plan.airflow_runs if plan.is_whole_run else ():
             end_run(*airflow_run)
-        for one in plan.batches:
+        # As it is now: tasks of the run have gone on until they were ended.
+        for one in _at_api(ledger, plan.run) if plan.is_whole_run else plan.batches:
             note(_cancel_one(one, ledger, api))
     return last_action(ledger, plan.run.run_id)
 

@@ -103,6 +103,21 @@ def test_a_run_is_ended_before_its_batches_are_cancelled(world: World) -> None:
     assert (done.kind, done.submission_id) == (ActionKind.CANCEL_RUN, None)
 
 
+def test_a_batch_that_is_made_meanwhile_is_cancelled_with_its_run(world: World) -> None:
+    """Between the question and the yes, a task of the run has submitted it."""
+    ledger, run = world.ledger(), world._opened(world.ledger(), pipeline.NORMAL)
+    run = pipeline.extract(run, ledger, world.artifacts(), world.source)
+    (built,) = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9)
+    plan = actions.plan_cancel(ledger, run.run_id)
+    world.submit(built, ledger)
+
+    actions.cancel(plan, ledger, lambda _conn: world.api(), NIGHT)
+
+    batch = ledger.batch(built.submission_id)
+    assert plan.batches == ()
+    assert _status(world, batch) in {"cancelling", "cancelled"}
+
+
 def test_an_action_that_fails_is_on_record_and_told(world: World) -> None:
     """The line says FAILED with the reason, and the error goes on to whoever asked."""
     ledger, batch = _at_the_api(world)
