@@ -136,17 +136,24 @@ def sort(ledger: Ledger, check: RequestCheck) -> None:
 
     Requests of a job whose folder is broken are left alone, and logged: mend it, and they go.
     """
-    last: str | None = ""
-    while last is not None:
+    last, has_more = None, True
+    while has_more:
         with ledger_database.writing(ledger.engine) as connection:
-            last = _sort_some(connection, check, last)
+            last, has_more = _sort_some(connection, check, last)
 
 
-def _sort_some(connection: Connection, check: RequestCheck, after: str) -> str | None:
-    """Sort some requests whose id is greater than `after`; return the last id, None at the end."""
+def _sort_some(
+    connection: Connection, check: RequestCheck, after: str | None
+) -> tuple[str | None, bool]:
+    """Sort some requests, those whose id is greater than `after`; None begins with the first.
+
+    Returns the last id, and whether there may be more.
+    """
+    # Plain SQL can put an empty id, which no text is smaller than.
+    is_next = sa.true() if after is None else _columns.request_id > after
     query = (
         sa.select(*_STORED)
-        .where(_WAITS, _columns.model.is_(None), _columns.request_id > after)
+        .where(_WAITS, _columns.model.is_(None), is_next)
         .order_by(_columns.request_id)
         .limit(SORTED_AT_ONCE)
         .with_for_update(skip_locked=True)
@@ -166,7 +173,8 @@ def _sort_some(connection: Connection, check: RequestCheck, after: str) -> str |
     for message, requests in broken.items():
         waiting = counted(requests, "request goes", "requests go")
         log.error("%s on waiting until the job is mended: %s", waiting, message)
-    return found[-1].request_id if len(found) == SORTED_AT_ONCE else None
+    last = found[-1].request_id if found else None
+    return last, len(found) == SORTED_AT_ONCE
 
 
 def _refuse(connection: Connection, request_id: str, message: str) -> None:

@@ -264,6 +264,16 @@ def test_a_wrong_row_of_plain_sql_fails_alone(
     assert "canary" not in f"{found.error_message} {caplog.text}"
 
 
+def test_a_request_without_an_id_fails_as_well(ledger: Ledger, queue: RequestQueue) -> None:
+    """An empty text is no id, whoever wrote it: it does not wait for ever."""
+    insert(ledger, request_id="", endpoint=URL, body='{"model": "gpt-5-mini", "input": "x"}')
+
+    take(ledger)
+
+    assert (queue.result("").state, queue.result("").reason) == ("failed", "bad_request")
+    assert queue.statistics().queued == 0
+
+
 def test_requests_of_a_broken_job_wait_until_it_is_mended(
     ledger: Ledger, queue: RequestQueue, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
