@@ -22,6 +22,7 @@ from include.cost import known_total
 from include.dashboard import Span, Spent
 from include.figures import counted
 from include.ledger_records import RunState, now
+from include.overview import is_said_anew
 
 HISTORY = 14  # days of the chart of money
 MOST = 20  # rows of each list; its title says how many there are
@@ -128,7 +129,8 @@ def daily_report(engine: Engine, day: date) -> DailyReport:
     """Ask the ledger on `engine` about one UTC day; an empty ledger gives an empty report."""
     span = Span(day, day)
     with ledger_database.reading(engine) as connection:
-        names = [one.job for one in dashboard.jobs(connection)]
+        # A job may have had two DAGs: its own, and one of somebody who uses the operators.
+        names = list(dict.fromkeys(one.job for one in dashboard.jobs(connection)))
         history = Span(day - (HISTORY - 1) * dashboard.STEP, day)
         spent = dashboard.spent(connection, names, history)
         reasons, _ = dashboard.reasons(connection, names, span)
@@ -262,14 +264,8 @@ def _standing(connection: Connection) -> Findings:
 
 
 def _to_redrive(connection: Connection, span: Span) -> Findings:
-    run, later = tables.run.c, tables.run.alias()
-    is_done_again = sa.exists().where(
-        later.c.job == run.job,
-        later.c.interval_start == run.interval_start,
-        later.c.created_at > run.created_at,
-        later.c.state == RunState.DONE,
-        later.c.mode != "normal",
-    )
+    run = tables.run.c
+    is_of_queue = sa.exists().where(tables.queue.c.run_id == run.run_id)
     query = (
         sa.select(tables.run)
         .where(
@@ -277,7 +273,8 @@ def _to_redrive(connection: Connection, span: Span) -> Findings:
             run.done_at >= span.start,
             run.done_at < span.end,
             run.failed > 0,
-            ~is_done_again,
+            ~is_said_anew(),
+            ~is_of_queue,  # its applications put these requests again
         )
         .order_by(run.failed.desc())
     )

@@ -112,6 +112,7 @@ def open_runs(engine: Engine, job: str | None = None) -> list[RowMapping]:
             run.run_id,
             run.job,
             run.interval_start,
+            run.interval_end,
             run.mode,
             run.created_at,
             run.rows,
@@ -124,8 +125,8 @@ def open_runs(engine: Engine, job: str | None = None) -> list[RowMapping]:
         )
         .select_from(tables.run.outerjoin(tables.batch, batch.run_id == run.run_id))
         .where(*_opened())
-        .group_by(*(run[name] for name in ("run_id", "job", "interval_start", "mode")))
-        .group_by(run.created_at, run.rows)
+        .group_by(*(run[name] for name in ("run_id", "job", "interval_start", "interval_end")))
+        .group_by(run.mode, run.created_at, run.rows)
         .order_by(run.created_at)
     )
     if job is not None:
@@ -143,7 +144,7 @@ def _is(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
 
 
 def batches(
-    engine: Engine, *, job: str | None = None, every: bool = False, limit: int = 1000
+    engine: Engine, *, job: str | None = None, every: bool = False, limit: int | None = 1000
 ) -> list[Batch]:
     """Return the batches that are at the API, or the newest of all, latest intent first."""
     columns = tables.batch.c
@@ -208,7 +209,7 @@ def notices(engine: Engine, job: str | None = None, *, at: datetime | None = Non
     return [
         *(
             notice
-            for batch in batches(engine, job=job)
+            for batch in batches(engine, job=job, limit=None)
             if (notice := _of_batch(batch, moment)) is not None
         ),
         *_of_quiet_runs(engine, job, moment),
@@ -303,7 +304,7 @@ def _overtaken(engine: Engine, opened: RowMapping) -> str:
     run = tables.run.c
     query = (
         sa.select(run.run_id)
-        .where(run.job == opened["job"], run.interval_start == opened["interval_start"])
+        .where(*(run[name] == opened[name] for name in ("job", "interval_start", "interval_end")))
         .where(run.created_at > opened["created_at"], run.state == RunState.DONE)
         .order_by(run.created_at.desc())
         .limit(1)
@@ -320,16 +321,9 @@ def _overtaken(engine: Engine, opened: RowMapping) -> str:
 
 def _of_failed_rows(engine: Engine, job: str | None, at: datetime) -> Iterator[Notice]:
     """Tell of partitions whose `report` is red, until a later run has said their failures anew."""
-    run, later = tables.run.c, tables.run.alias()
-    is_said_anew = sa.exists().where(
-        later.c.job == run.job,
-        later.c.interval_start == run.interval_start,
-        later.c.created_at > run.created_at,
-        later.c.state == RunState.DONE,
-        sa.or_(later.c.mode != NORMAL, later.c.reused == 0),
-    )
+    run = tables.run.c
     query = sa.select(tables.run).where(
-        run.done_at > at - RECENT, run.failed > 0, run.mode != OWN_FILE, ~is_said_anew
+        run.done_at > at - RECENT, run.failed > 0, run.mode != OWN_FILE, ~is_said_anew()
     )
     if job is not None:
         query = query.where(run.job == job)
@@ -345,6 +339,22 @@ def _of_failed_rows(engine: Engine, job: str | None, at: datetime) -> Iterator[N
                 "Look why in the failures table (_reason, _error_code), mend the cause, then "
                 f"`python -m llm_batch redrive {one.job} {one.interval_start:%FT%H:%M}`.",
             )
+
+
+def is_said_anew() -> sa.Exists:
+    """Tell of a run whether a later one of its partition has said its failures anew.
+
+    A redrive, a forced run, and one that reused nothing (another model or prompt) do.
+    """
+    run, later = tables.run.c, tables.run.alias("later").c
+    return sa.exists().where(
+        later.job == run.job,
+        later.interval_start == run.interval_start,
+        later.interval_end == run.interval_end,
+        later.created_at > run.created_at,
+        later.state == RunState.DONE,
+        sa.or_(later.mode != NORMAL, later.reused == 0),
+    )
 
 
 def _of_duplicates(engine: Engine, at: datetime) -> Iterator[Notice]:

@@ -48,7 +48,9 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
     return ledger
 
 
-def begun(ledger: Ledger, job: str, *, day: int = 1, batch_id: str | None = None) -> Run:
+def begun(
+    ledger: Ledger, job: str, *, day: int = 1, batch_id: str | None = None, dag_id: str = ""
+) -> Run:
     """A run with one batch at the API."""
     start = datetime(2026, 11, day, tzinfo=UTC)
     run = ledger.open_run(
@@ -56,7 +58,7 @@ def begun(ledger: Ledger, job: str, *, day: int = 1, batch_id: str | None = None
         spec_digest=spec(job).digest,
         spec=spec(job).to_json(),
         mode="normal",
-        dag_id=job,
+        dag_id=dag_id or job,
         dag_run_id=f"scheduled__{day}+00:00",
     )
     new = NewBatch(run.run_id, job, 1, 0, "openai_default", "/v1/responses", "gpt-5-mini", "f", "i",
@@ -201,6 +203,40 @@ def test_rows_that_were_redriven_need_nobody(ledger: Ledger) -> None:
 
     assert before == 1
     assert made(ledger).to_redrive.total == 0
+
+
+def test_rows_that_a_new_prompt_has_done_again_need_nobody(ledger: Ledger) -> None:
+    """Nor do requests of the queue: nobody can redrive them."""
+    run = begun(ledger, "notes")
+    finished(ledger, run, failed=4)
+    again = ledger.open_run(
+        Partition(run.job, run.interval_start, run.interval_end),
+        spec_digest="e" * 64,
+        spec=run.spec,
+        mode="normal",
+        dag_id="notes",
+        dag_run_id="again",
+    )
+    ledger.finish_run(again.run_id, loaded=100, failed=0)
+    requests = begun(ledger, "requests")
+    finished(ledger, requests, failed=4)
+    with ledger.engine.begin() as connection:
+        request = {"request_id": "a", "state": "failed", "run_id": requests.run_id}
+        connection.execute(sa.insert(ledger_tables.queue).values(request))
+
+    assert made(ledger).to_redrive.total == 0
+
+
+def test_a_job_of_two_dags_is_counted_once(ledger: Ledger) -> None:
+    """Its operators are in a DAG of one's own since: one line, and the money is not doubled."""
+    finished(ledger, begun(ledger, "notes", day=1))
+    finished(ledger, begun(ledger, "notes", day=2, dag_id="my_notes"))
+
+    report = made(ledger)
+
+    assert [one.job for one in report.jobs] == ["notes"]
+    assert report.cost_usd == Decimal("2.5")
+    assert report.total("rows") == 200
 
 
 def test_long_lists_are_cut_and_say_so(ledger: Ledger) -> None:

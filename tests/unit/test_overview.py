@@ -15,7 +15,7 @@ from include import overview, participants, pipeline
 from include.audit_report import AuditReport, audit_report
 from include.errors import ConfigurationError
 from include.ledger import Ledger
-from include.ledger_records import Run, now
+from include.ledger_records import Partition, Run, now
 from include.report import run_report
 from include.simulator.process import Simulator
 from tests.faults.world import World, job
@@ -186,6 +186,53 @@ def test_a_run_that_a_later_one_has_overtaken_is_left(world: World) -> None:
     (found,) = overview.notices(ledger.engine, at=now() + timedelta(hours=3))
     assert old.run_id in found.about
     assert f"Run {new} has done this partition since" in found.then
+
+
+def test_another_group_of_one_drain_has_not_overtaken_a_run(world: World) -> None:
+    """Runs over the queue begin at one moment: their requests are not the same for it."""
+    ledger = world.ledger()
+    stuck = world._opened(ledger, pipeline.NORMAL)
+    end = stuck.interval_end + timedelta(microseconds=1)
+    other = ledger.open_run(
+        Partition(stuck.job, stuck.interval_start, end),
+        spec_digest="e" * 64, spec=stuck.spec, mode="normal", dag_id="q", dag_run_id="other",
+    )  # fmt: skip
+    ledger.finish_run(other.run_id, loaded=1, failed=0)
+
+    (found,) = overview.notices(ledger.engine, at=now() + timedelta(hours=3))
+
+    assert stuck.run_id in found.about
+    assert other.run_id not in found.then
+
+
+def test_the_oldest_of_very_many_batches_needs_a_look(world: World) -> None:
+    """However many newer ones are at the API beside it."""
+    run = submitted(world)
+    engine = world.ledger().engine
+    with engine.begin() as connection:
+        row = dict(connection.execute(sa.select(tables.batch)).mappings().first() or {})
+        later = {"first_intent_at": now(), "submitted_at": now(), "progress_at": now()}
+        more = [
+            {**row, **later, "submission_id": f"s{n}", "batch_id": f"b{n}", "shard": n + 10}
+            for n in range(1_000)
+        ]
+        connection.execute(sa.insert(tables.batch), more)
+        long_ago = now() - timedelta(hours=7)
+        connection.execute(
+            sa.update(tables.batch)
+            .where(tables.batch.c.batch_id == row["batch_id"])
+            .values(
+                first_intent_at=long_ago,
+                submitted_at=long_ago,
+                progress_at=long_ago,
+                api_status="in_progress",
+            )
+        )
+
+    (found,) = overview.notices(engine)
+
+    assert "without progress for 7 h" in found.what
+    assert run.run_id in found.then
 
 
 def test_too_many_failed_rows_need_a_look(world: World) -> None:
