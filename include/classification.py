@@ -215,7 +215,9 @@ def _of_responses(body: ResponsesBody) -> str | Problem:
     parts = [part for item in body.output or () for part in item.content or ()]
     if body.status == "incomplete":
         reason = body.incomplete_details.reason if body.incomplete_details else None
-        return Problem(INCOMPLETE_REASONS.get(reason or "", Reason.INCOMPLETE), clipped(reason))
+        return Problem(
+            INCOMPLETE_REASONS.get(reason or "", Reason.INCOMPLETE), clipped(reason, 100)
+        )
     refusal = _joined(part.refusal for part in parts)
     if refusal:
         return Problem(Reason.REFUSAL, message=clipped(refusal))

@@ -74,6 +74,22 @@ COMPLETE = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        responses(status="incomplete", incomplete_details={"reason": "r" * 300}),
+        responses(status="s" * 300),
+        body({"error": {"code": "c" * 300}}, 400),
+    ],
+)
+def test_a_code_is_short(line: Any) -> None:
+    """Whatever a server writes there: the queue has a column of 100 characters for it."""
+    problem = judge(line, RESPONSES)
+
+    assert isinstance(problem, Problem)
+    assert len(problem.code or "") == 100
+
+
 @pytest.mark.parametrize(("endpoint", "line", "content"), COMPLETE)
 def test_complete_answer_gives_its_content(endpoint: str, line: Any, content: str) -> None:
     """Every endpoint's answer is found where that endpoint puts it."""
