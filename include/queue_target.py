@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from include import ledger_database
 from include import ledger_tables as tables
-from include.classification import State
+from include.classification import NEVER_RAN, State
 from include.cost import Usage, cost
 from include.database_errors import database_errors
 from include.ledger_records import now
@@ -79,8 +79,8 @@ def ended_requests(
 def give_back(connection: Connection, run_id: str, files: RunFiles) -> Returned:
     """End the requests of a run that is closed, or let them wait for the next drain.
 
-    Ended is one that has an answer, has failed for good, or has cost something. Every other one
-    is queued again: nothing was paid for it.
+    Ended is one that has an answer, has failed for good, or has cost something: the model was
+    asked, whether or not the server tells what that used. Every other one is queued again.
     """
     _, changed = _staged(connection, run_id, _Ends(files, is_closing=True))
     columns = tables.queue.c
@@ -197,12 +197,17 @@ class _Ends:
         last = number + 1 if self.is_closing else self.files.last_round
         if is_terminal(State(row["_state"]), round_number=number, last_round=last):
             return True
+        is_paid = row["_row"] in self._spent or self._has_run(row)
         used = self._tokens(row)
-        if any(used):
+        if is_paid or any(used):
             self._spent[row["_row"]] = used
             if self.is_closing:
                 self._unfinished[row["_row"]] = (row, number, batch_id)
         return False
+
+    def _has_run(self, row: Row) -> bool:
+        """Tell whether a closed run has to end a request that no tokens are told of."""
+        return self.is_closing and row["_reason"] not in NEVER_RAN
 
     def _tokens(self, row: Row) -> tuple[int, ...]:
         """Return the tokens of this try and of those before."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 
@@ -360,6 +362,39 @@ def test_a_request_that_has_cost_something_ends(queue: QueueWorld) -> None:
     assert (found.state, found.reason, found.rounds) == ("failed", "cut_off", 2)
     assert found.cost_usd == closed.cost_usd
     assert (closed.state, closed.failed) == (RunState.CLOSED, 1)
+
+
+class WithoutUsage(httpx2.HTTPTransport):
+    """A server that does not tell what its answers used; files keep their length."""
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        answer = super().handle_request(request)
+        if not request.url.path.endswith("/content"):
+            return answer
+        content = answer.read()
+        lines = [json.loads(line) for line in content.split(b"\n") if line]
+        for line in lines:
+            line["response"]["body"].pop("usage")
+        silent = b"\n".join(json.dumps(line).encode() for line in lines)
+        return httpx2.Response(200, content=silent.ljust(len(content), b"\n"))
+
+
+def test_a_request_that_was_processed_is_not_sent_again(queue: QueueWorld) -> None:
+    """The model has answered it, though the server does not tell what that used."""
+    queue.transport = WithoutUsage()
+    queue.simulator.add_faults({"fault": "cut_off", "fraction": 1})
+    body = {"model": "gpt-5-mini", "input": "one two three", "max_output_tokens": 4_000}
+    queue.application().put("a", endpoint="/v1/responses", body=body)
+    queue.queue = queue_spec(retry={"rounds": 3})
+    (run,) = queue.drain()
+    ledger = queue.ledger()
+    run = pipeline.extract(run, ledger, queue.artifacts(), lambda: ledger.engine)
+    assert queue.round(run, 1, ledger)
+
+    close(queue, run)
+
+    found = queue.application().result("a")
+    assert (found.state, found.reason, found.rounds) == ("failed", "cut_off", 1)
 
 
 def test_what_a_budget_has_left_out_waits_again(queue: QueueWorld) -> None:
