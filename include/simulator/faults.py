@@ -167,15 +167,23 @@ class FileNotFound(Rule):
 
 
 class BatchRule(Rule):
-    """A rule for batches, by order of creation, metadata and model-independent endpoint."""
+    """A rule for batches, by order of creation, metadata and model-independent endpoint.
+
+    With `share` it concerns a seeded part of them, by their metadata: the same ones in whichever
+    order they are created.
+    """
 
     metadata: dict[str, str] = {}
     endpoint: str | None = None
+    share: Fraction = 1.0
 
     def concerns(self, metadata: dict[str, str], endpoint: str) -> bool:
         """Whether a batch with this metadata and endpoint can be chosen."""
         tagged = all(metadata.get(key) == value for key, value in self.metadata.items())
-        return tagged and self.endpoint in (None, endpoint)
+        return tagged and self.endpoint in (None, endpoint) and self._is_drawn(metadata)
+
+    def _is_drawn(self, metadata: dict[str, str]) -> bool:
+        return number_of(f"{self.seed} {sorted(metadata.items())}") < self.share * (1 << 64)
 
 
 class Expire(BatchRule):
@@ -354,5 +362,5 @@ DEMO: list[dict[str, Any]] = [
     {"fault": "line_error", "status": 500, "fraction": 0.008, "first_times": 1},
     {"fault": "line_error", "status": 429, "fraction": 0.007, "first_times": 1, "seed": 1},
     {"fault": "line_error", "status": 400, "fraction": 0.004, "seed": 5},
-    {"fault": "expire", "fraction": 0.7, "nth": 2, "every": 9},
+    {"fault": "expire", "fraction": 0.7, "share": 0.11, "seed": 32},
 ]

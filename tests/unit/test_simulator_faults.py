@@ -606,6 +606,23 @@ def test_chosen_lines_depend_on_id_and_seed_alone(
     assert first == second != third
 
 
+def test_a_share_of_the_batches_depends_on_their_metadata(
+    simulator: Simulator, client: openai.OpenAI
+) -> None:
+    """The same ones are hit, in whichever order they are created."""
+    rule = fault(simulator, "fail_batch", share=0.5)
+
+    def failed(names: str) -> set[str]:
+        found = {name: ended(client, metadata={"name": name}) for name in names}
+        return {name for name, batch in found.items() if batch.status == "failed"}
+
+    first = failed("abcdef")
+
+    assert 0 < len(first) < 6
+    assert failed("fedcba") == first
+    assert simulator.fired(rule) == 2 * len(first)
+
+
 @pytest.mark.parametrize(
     ("kind", "status", "part"),
     [
