@@ -43,13 +43,14 @@ def approve(run: Run, ledger: Ledger, *, by: str) -> None:
     """Let a run go on, if there still is money for it, and record who has said so.
 
     Raises `BudgetExceededError` when its budgets do not hold it any more: others have spent the
-    money while it waited. Then it is as rejected: its plan counts in no month.
+    money while it waited. Then it is as rejected: its plan counts in no month and no spend limit.
     """
     try:
         with ledger_database.writing(ledger.engine) as connection:
             ledger_database.exclusive(connection)
-            budgets.check_again(connection, run, JobSpec.from_json(run.spec).budget)
+            # First: the plan of a run that was rejected counts in its limit from here on.
             _note(connection, run, Decision.APPROVED, by)
+            budgets.check_again(connection, run, JobSpec.from_json(run.spec).budget)
     except BudgetExceededError as error:
         reject(run, ledger, by=f"its budget, after {by} had approved it")
         raise BudgetExceededError(
@@ -59,7 +60,7 @@ def approve(run: Run, ledger: Ledger, *, by: str) -> None:
 
 
 def reject(run: Run, ledger: Ledger, *, by: str) -> None:
-    """Record who has said no; the plan of the run counts in no month any more."""
+    """Record who has said no; its plan counts in no month or limit any more."""
     with ledger_database.writing(ledger.engine) as connection:
         _note(connection, run, Decision.REJECTED, by)
 

@@ -53,8 +53,8 @@ def of_run(connection: Connection, run: Run) -> Spending:
 def of_limit(connection: Connection, name: str) -> Spending:
     """Return what the runs under a spend limit have cost since each joined, and have on its way.
 
-    On its way is everything that may be sent: not what is left of a run that is closed, or that
-    its canary has stopped.
+    On its way is everything that may be sent: not what is left of a run that is closed, that a
+    person has rejected, or that its canary has stopped.
     """
     columns, limited = tables.batch.c, tables.limited_run.c
     is_ours = sa.exists().where(
@@ -63,9 +63,11 @@ def of_limit(connection: Connection, name: str) -> Spending:
         sa.or_(columns.collected_at.is_(None), columns.collected_at >= limited.joined_at),
     )
     done = columns.state == BatchState.COLLECTED
+    is_refused = sa.and_(columns.state == BatchState.PREPARED, _is_rejected())
+    is_held_back = sa.or_(is_refused, _is_held_back())
     return Spending(
         _spent(connection, sa.and_(is_ours, done)),
-        _planned(connection, sa.and_(is_ours, sa.not_(done), sa.not_(_is_held_back()))),
+        _planned(connection, sa.and_(is_ours, sa.not_(done), sa.not_(is_held_back))),
     )
 
 
@@ -108,11 +110,15 @@ def _is_awaited(since: datetime) -> sa.ColumnElement[bool]:
         newer.c.interval_end == own.interval_end,
         newer.c.created_at > own.created_at,
     )
-    is_rejected = sa.and_(_was("REJECTED"), sa.not_(_was("APPROVED")))
     is_recent = sa.exists().where(
         round_.run_id == batch.run_id, round_.round == batch.round, round_.built_at >= since
     )
-    return sa.and_(is_recent, sa.not_(is_replaced), sa.not_(is_rejected))
+    return sa.and_(is_recent, sa.not_(is_replaced), sa.not_(_is_rejected()))
+
+
+def _is_rejected() -> sa.ColumnElement[bool]:
+    """Tell of a batch whether a person has said no to its run, and nobody has said yes."""
+    return sa.and_(_was("REJECTED"), sa.not_(_was("APPROVED")))
 
 
 def _is_held_back() -> sa.ColumnElement[bool]:

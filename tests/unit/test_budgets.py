@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from include import ledger_tables, spend_limits, spending
+from include.approvals import approve, reject, was_rejected
 from include.budgets import check_priced, record_round
 from include.calendar_month import Month
 from include.errors import BudgetExceededError, ConfigurationError
@@ -116,6 +117,30 @@ def test_a_plan_that_a_newer_run_has_replaced_is_not_counted(ledger: Ledger) -> 
     record(ledger, run(ledger, spec="a"), "9")
 
     assert record(ledger, run(ledger, spec="b"), "9", max_usd_per_month="10")
+
+
+def limited(ledger: Ledger, ours: Run, usd: str = "10") -> Run:
+    """Put a run under the limit of all days."""
+    columns = ledger_tables.run.c
+    spec = job(request={**job().request.model_dump(exclude_none=True), "model": MODEL}).to_json()
+    with ledger.engine.begin() as connection:
+        connection.execute(
+            sa.update(ledger_tables.run).where(columns.run_id == ours.run_id).values(spec=spec)
+        )
+    spend_limits.join(ledger, ledger.run(ours.run_id), SpendLimit("all days", Decimal(usd)))
+    return ours
+
+
+def test_a_plan_that_was_rejected_is_not_counted_in_a_limit(ledger: Ledger) -> None:
+    """Until somebody says yes after all: then it has to fit beside the others."""
+    late = limited(ledger, run(ledger))
+    record(ledger, late, "9")
+    reject(late, ledger, by="ada")
+
+    assert record(ledger, limited(ledger, run(ledger, 1)), "8")
+    with pytest.raises(BudgetExceededError, match=r"in flight \$17\.0000"):
+        approve(ledger.run(late.run_id), ledger, by="kim")
+    assert was_rejected(late, ledger)
 
 
 def test_another_month_is_another_budget(ledger: Ledger) -> None:
