@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_FETCH = 1_000
 LARGEST_FIELD = 64 << 20  # characters of a CSV field; an unclosed quote is noticed by then
+ENDLESS = ("unexpected end of data", "field larger than field limit")  # what `csv` says of it
 
 
 def extract_files(
@@ -145,36 +146,47 @@ class _CsvFile:
 
     def read(self) -> None:
         """Add all rows."""
-        header = next(self._lines, None)
-        if not header:
+        header = self._record()
+        if not header or isinstance(header, str):
             raise ConfigurationError(
                 f"{self._file.name} has no header: expected the names of the columns in line 1."
             )
         _columns(self._found, self._file, header, [pa.string()] * len(header))
         order = [header.index(name) for name in self._found.columns]
         key = {self._found.columns.index(name) for name in self._found.spec.source.key}
-        for line, row in self._numbered():
+        for lines, row in self._numbered():
             if isinstance(row, str):
-                self._refuse(line, row)
+                self._refuse(lines, row)
             elif len(row) != len(header):
-                self._refuse(line, f"{len(row)} fields instead of {len(header)}")
+                self._refuse(lines, f"{len(row)} fields instead of {len(header)}")
             else:
                 self._take([row[at] for at in order], key)
         self._flush()
 
-    def _numbered(self) -> Iterator[tuple[int, list[str] | str]]:
-        """Yield (line number, fields), or what is wrong with the line; blank lines are left out."""
-        while True:
-            line = self._lines.line_num + 1
-            try:
-                row = next(self._lines)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield line, str(error)
-                continue
+    def _numbered(self) -> Iterator[tuple[str, list[str] | str]]:
+        """Yield (line, fields), or what is wrong with the line; blank lines are left out."""
+        first = self._lines.line_num + 1
+        while (row := self._record()) is not None:
+            last = self._lines.line_num
             if row:
-                yield line, row
+                yield f"line {first}" if first == last else f"lines {first} to {last}", row
+            first = last + 1
+
+    def _record(self) -> list[str] | str | None:
+        """Return the next line's fields, or what is wrong with it; None at the end.
+
+        Raises `ConfigurationError` when it never ends: it has swallowed all rows after it.
+        """
+        line = self._lines.line_num + 1
+        try:
+            return next(self._lines, None)
+        except csv.Error as error:
+            if not str(error).startswith(ENDLESS):
+                return str(error)
+            raise ConfigurationError(
+                f"{self._file.name}, line {line}: a quote that begins there is never closed "
+                f"({error}). Nothing of the file was taken; write it again, and clear this task."
+            ) from None
 
     def _take(self, row: list[Any], key: set[int]) -> None:
         for at in key:
@@ -183,10 +195,10 @@ class _CsvFile:
         if len(self._rows) >= ROWS_PER_FETCH:
             self._flush()
 
-    def _refuse(self, line: int, why: str) -> None:
+    def _refuse(self, lines: str, why: str) -> None:
         self._flush()
         self._broken += 1
-        place = f"{self._file.name}, line {line}: {why}"
+        place = f"{self._file.name}, {lines}: {why}"
         if self._broken <= MOST_LOGGED:
             log.error("%s. It goes to the failures; the others go on.", place)
         self._found.add_broken(place)

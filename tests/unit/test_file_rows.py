@@ -218,6 +218,29 @@ def test_ragged_csv_lines_are_refused_alone(local: Folder) -> None:
     assert [row["id"] for row in local.rows(snapshot)] == ["1", None, None, None, "5", None]
 
 
+@pytest.mark.parametrize(
+    ("text", "line"), [('id,body\n1,a\n2,"b\n3,c\n4,d\n', 3), ('id,"body\n1,a\n2,b\n', 1)]
+)
+def test_a_quote_that_is_never_closed_refuses_the_partition(
+    local: Folder, text: str, line: int
+) -> None:
+    """All rows after it are inside of it: one line in the failures would stand for any number."""
+    local.write("x.csv", text)
+
+    with pytest.raises(ConfigurationError, match=rf"x\.csv, line {line}: a quote .* never closed"):
+        local.extract("x.csv")
+
+
+def test_broken_csv_of_several_lines_names_them_all(local: Folder) -> None:
+    """A stray quote in a field that goes over lines: whoever mends it looks at all of them."""
+    local.write("x.csv", 'id,body\n1,a\n2,"b\n3,"c"\n4,d\n')
+
+    snapshot = local.extract("x.csv")
+
+    assert [row["id"] for row in local.rows(snapshot)] == ["1", None, "4"]
+    assert "x.csv, lines 3 to 4: " in local.refused(snapshot)[1][1]
+
+
 def test_a_file_without_the_key_is_named(local: Folder) -> None:
     """With the columns that it has; so is a file that differs from the ones before it."""
     local.write_table("a.parquet", pa.table({"id": [1], "body": ["x"]}))
