@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -247,6 +247,17 @@ def plan_redrive(ledger: Ledger, run_id: str) -> Redrive:
 
 def _is_alike(one: Run, run: Run) -> bool:
     return one.mode == NORMAL and one.spec_digest == run.spec_digest
+
+
+def redrive_params(run: Run) -> dict[str, Any]:
+    """Return the params of an Airflow run that redrives this one.
+
+    Its model and sample are among them: with the job's own, rows that are loaded would be others,
+    and all of them would be sent.
+    """
+    spec = JobSpec.from_json(run.spec)
+    params = {"redrive": True, "model": spec.request.model}
+    return params if spec.sample == 1 else {**params, "sample": float(spec.sample)}
 
 
 def redrive(

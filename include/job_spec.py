@@ -358,7 +358,7 @@ def with_overrides(
     None and empty text leave the job's own value. Raises `ConfigurationError` for a sample that
     is not above 0 and at most 1, and for a model that does not fit the job's endpoint or vectors.
     """
-    if model is not None and model.strip():
+    if model is not None and model.strip() not in {"", spec.request.model}:
         spec = spec.model_copy(update={"request": _with_model(spec, model.strip())})
     if sample is None or sample == "":
         return spec

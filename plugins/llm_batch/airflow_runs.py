@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from include.actions import redrive_params
 from include.errors import ConfigurationError
 from include.figures import counted
 
@@ -59,7 +60,7 @@ def trigger_redrive(plan: Redrive, *, who: str) -> str:
             logical_date=moment,
             data_interval=(run.interval_start, run.interval_end),
             run_after=datetime.now(UTC),
-            conf={"redrive": True},
+            conf=redrive_params(run),
             run_type=DagRunType.MANUAL,
             triggered_by=DagRunTriggeredByType.CLI,
             triggering_user_name=who,

@@ -16,7 +16,7 @@ from fastapi import Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from include.actions import Redrive
+from include.actions import Redrive, redrive_params
 from include.errors import ConfigurationError, NotThereError, PermanentError, TransientError
 from include.figures import counted
 
@@ -97,7 +97,7 @@ async def trigger_redrive(request: Request, plan: Redrive) -> str:
         "logical_date": moment.isoformat(),
         "data_interval_start": run.interval_start.isoformat(),
         "data_interval_end": run.interval_end.isoformat(),
-        "conf": {"redrive": True},
+        "conf": redrive_params(run),
         "note": f"Redrive of {counted(plan.rows, 'failed row')} of {run.dag_run_id}.",
     }
     created = await _call(request, "POST", f"/dags/{run.dag_id}/dagRuns", body)

@@ -400,6 +400,15 @@ def test_a_redrive_starts_a_run_over_the_same_interval(open_run: str, say: Said)
     assert answer["rows"] == 2
     assert airflow_state(run_id) == "queued"
     assert interval(run_id) == interval("manual__1")
+    assert conf_of(run_id) == {"redrive": True, "model": "gpt-5-mini"}
+
+
+def conf_of(run_id: str) -> Any:
+    """The params of an Airflow run."""
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        return session.query(dag_runs()).filter_by(run_id=run_id).one().conf
 
 
 def interval(run_id: str) -> tuple[Any, Any]:

@@ -583,7 +583,7 @@ def test_actions_go_through_airflow_as_the_user(site: Site) -> None:
     (line,) = actions.history(site.ledger, run_id=run.run_id)
     started = _airflow_run(str(line.detail).removeprefix("Airflow run "))
     assert (line.who, line.kind, line.outcome) == (f"ann@{OURS}", "redrive", "done")
-    assert started.conf == {"redrive": True}
+    assert started.conf == actions.redrive_params(run)
     assert (started.data_interval_start, started.data_interval_end) == (
         run.interval_start,
         run.interval_end,

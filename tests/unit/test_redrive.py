@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from include import pipeline
+from include import actions, pipeline
 from include.errors import ConfigurationError
 from include.job_spec import JobSpec, load_job, with_overrides
 from include.ledger import Ledger
 from include.ledger_records import Partition, Run
+from tests.faults.world import World
+from tests.unit.conftest import ROWS
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 DAY = Partition("ticket_triage", START, START + timedelta(days=1))
@@ -51,3 +53,39 @@ def test_a_done_run_can_be_redriven(ledger: Ledger, spec: JobSpec) -> None:
 
     assert first.mode == pipeline.REDRIVE
     assert opened(ledger, spec, pipeline.REDRIVE).run_id == first.run_id
+
+
+def test_a_redrive_asks_what_its_run_has_asked(world: World) -> None:
+    """Another model, a part of the rows: the failed ones are sent, as was told, and no others."""
+    usual = world.spec
+    world.spec = with_overrides(usual, model="gpt-4.1-mini", sample="0.9")
+    world.simulator.add_faults({"fault": "line_error", "status": 400, "times": 1})
+    first = world.run()
+    run = world.ledger().run(world.run_ids[0])
+    plan = actions.plan_redrive(world.ledger(), run.run_id)
+
+    params = actions.redrive_params(run)
+    world.spec = with_overrides(usual, model=params.get("model"), sample=params.get("sample"))
+    again = world.run(mode=pipeline.REDRIVE)
+
+    assert 0 < plan.rows == first.failed < first.rows < ROWS
+    assert (again.requests, again.rows, again.model) == (plan.rows, first.rows, "gpt-4.1-mini")
+    world.simulator.clear_faults()
+
+
+def test_the_params_of_a_redrive_are_those_of_airflow(ledger: Ledger, spec: JobSpec) -> None:
+    """Plain JSON; of a run over all rows without a sample."""
+    whole = opened(ledger, spec, pipeline.NORMAL)
+    part = opened(ledger, with_overrides(spec, sample=0.25), pipeline.NORMAL)
+
+    assert actions.redrive_params(whole) == {"redrive": True, "model": spec.request.model}
+    assert actions.redrive_params(part)["sample"] == 0.25
+
+
+def test_the_jobs_own_model_keeps_its_price(spec: JobSpec) -> None:
+    """A run that names it as its param is no other run, and costs no other money."""
+    request = spec.request.model_copy(update={"priced_as": "gpt-4o"})
+    deployed = spec.model_copy(update={"request": request})
+
+    assert with_overrides(deployed, model=request.model) == deployed
+    assert with_overrides(deployed, model="gpt-5-nano").request.priced_as is None
