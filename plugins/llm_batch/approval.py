@@ -11,7 +11,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import TaskGroup
 
 from llm_batch import connections
-from llm_batch.operators import BuildRequestsOperator
+from llm_batch.build_operators import BuildRequestsOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

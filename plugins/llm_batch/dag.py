@@ -38,13 +38,15 @@ from include.job_documentation import documentation
 from include.job_spec import JobSpec, load_job
 from include.queue_spec import QueueSpec
 from llm_batch import connections
-from llm_batch.connections import jobs_root
-from llm_batch.operators import (
+from llm_batch.build_operators import (
     BuildCanaryOperator,
     BuildRequestsOperator,
+    JudgeCanaryOperator,
+)
+from llm_batch.connections import jobs_root
+from llm_batch.operators import (
     CollectResultsOperator,
     ExtractOperator,
-    JudgeCanaryOperator,
     LoadResultsOperator,
     ReportOperator,
     SettleRoundOperator,

@@ -151,12 +151,14 @@ def test_a_task_that_is_cleared_goes_on_with_the_run(
 
 def task(step: str, run_id: str, submission_id: str) -> Any:
     """The operator of one step of that run."""
-    from llm_batch import operators
+    from llm_batch import build_operators, operators
     from llm_batch.sensors import BatchSensor
 
     run, shard = {"run_id": run_id}, {"submission_id": submission_id}
     return {
-        "build": lambda: operators.BuildRequestsOperator(task_id=step, run=run, round_number=1),
+        "build": lambda: build_operators.BuildRequestsOperator(
+            task_id=step, run=run, round_number=1
+        ),
         "submit": lambda: operators.SubmitBatchOperator(task_id=step, submission=shard),
         "wait": lambda: BatchSensor(task_id=step, batch=shard),
         "collect": lambda: operators.CollectResultsOperator(task_id=step, batch=shard),
