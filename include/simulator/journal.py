@@ -28,8 +28,8 @@ class Journal:
         self._app = app
         self._store = store
         self._calls: deque[dict[str, Any]] = deque(maxlen=LAST_CALLS)
-        self._new: Counter[str] = Counter()
-        self._known = Counter(store.counts())
+        self._counts = Counter(store.counts())
+        self._kept = self._counts.copy()  # as the store has them
 
     def calls(self) -> list[dict[str, Any]]:
         """The last calls, oldest first; status 0 means that no answer was sent."""
@@ -37,14 +37,15 @@ class Journal:
 
     def counts(self) -> dict[str, int]:
         """How often each call came in, since the state was new."""
-        return dict(self._known + self._new)
+        return dict(self._counts.copy())
 
     def flush(self) -> None:
         """Make the new counts last."""
-        if self._new:
-            new, self._new = self._new, Counter()
+        now = self._counts.copy()  # calls go on coming in, in another thread
+        new = now - self._kept
+        if new:
             self._store.add_counts(new)
-            self._known += new
+            self._kept = now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Note the call and pass it on."""
@@ -55,7 +56,7 @@ class Journal:
         owner: Any = getattr(send, "__self__", None)
         scope["simulator.transport"] = owner.transport
         route = IDENTITY.sub(r"\1/{id}", scope["path"])
-        self._new[f"{scope['method']} {route}"] += 1
+        self._counts[f"{scope['method']} {route}"] += 1
         await self._noted(scope, receive, send)
 
     async def _noted(self, scope: Scope, receive: Receive, send: Send) -> None:
