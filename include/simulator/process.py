@@ -19,7 +19,7 @@ from include.simulator.dialects import DIALECTS, OPENAI
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = "simulator ready on "
-PATIENCE = 30.0
+PATIENCE = 120.0  # seconds to start in, and to end in good order, on a busy machine too
 
 
 class SimulatorError(RuntimeError):
@@ -48,7 +48,7 @@ class Simulator:
         Options are those of the command line with underscores: `seconds_in_progress=0.1`,
         `instant=True`, `demo_faults=True`, `port=8765`, `profile="azure"`. `faults` may be a list
         of rules.
-        Raises `SimulatorError` when it is not ready within 30 seconds.
+        Raises `SimulatorError` when it is not ready within two minutes.
         """
         rules = options.pop("faults", None)
         folder = Path(state)
@@ -201,7 +201,7 @@ class Simulator:
         else:
             process.terminate()
         try:
-            process.wait(10)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -226,7 +226,7 @@ def _command_line(options: dict[str, Any]) -> list[str]:
     return words
 
 
-def wait_for_status(client: Any, batch_id: str, *statuses: str, seconds: float = 30) -> Any:
+def wait_for_status(client: Any, batch_id: str, *statuses: str, seconds: float = PATIENCE) -> Any:
     """Retrieve a batch with an OpenAI client until it has one of the statuses; the batch."""
     until = time.monotonic() + seconds
     while True:
