@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from include.simulator.process import Simulator
@@ -21,7 +21,7 @@ POSTGRES = "LLM_BATCH_TEST_POSTGRES"
 POSTGRES_DEFAULT = "postgresql://root@127.0.0.1:5432/postgres"
 
 # A busy machine must not fail a property.
-settings.register_profile("project", deadline=None)
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
 Missing = Callable[[str], None]
@@ -67,18 +67,52 @@ def postgres_url(missing: Missing) -> Iterator[str]:
     admin.dispose()
 
 
+def empty(url: str) -> str:
+    """Make the PostgreSQL database like a new one, whatever an earlier test has left in it."""
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'")  # to be told, not to hang
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+        connection.exec_driver_sql("GRANT USAGE ON SCHEMA public TO PUBLIC")
+    engine.dispose()
+    return url
+
+
+@pytest.fixture(scope="session")
+def emptied_postgres_url(postgres_url: str) -> Callable[[], str]:
+    """Call it to empty the database of this test session, and for its URL."""
+    return lambda: empty(postgres_url)
+
+
+@pytest.fixture
+def empty_postgres_url(emptied_postgres_url: Callable[[], str]) -> Iterator[str]:
+    """The URL of the database of this test session, which is empty before and after."""
+    yield emptied_postgres_url()
+    emptied_postgres_url()
+
+
+@pytest.fixture
+def postgres_role(postgres_url: str) -> Iterator[str]:
+    """A role that may connect and no more; roles are the server's, which other tests share."""
+    admin = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    name = f"llm_batch_reader_{secrets.token_hex(4)}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN")
+    yield name
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP ROLE {name}")
+    admin.dispose()
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     """An empty database, once of each kind."""
     if request.param == "sqlite":
         engine = sa.create_engine(f"sqlite:///{tmp_path}/empty.db")
     else:
-        engine = sa.create_engine(request.getfixturevalue("postgres_url"))
+        engine = sa.create_engine(request.getfixturevalue("empty_postgres_url"))
     yield engine
-    if request.param == "postgres":
-        with engine.begin() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-            connection.exec_driver_sql("CREATE SCHEMA public")
     engine.dispose()
 
 

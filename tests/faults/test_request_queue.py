@@ -13,7 +13,6 @@ import pytest
 import sqlalchemy as sa
 
 from include.ledger import Ledger
-from include.ledger_tables import metadata
 from include.simulator.process import ROOT, Simulator
 from tests.faults.queue_world import QueueWorld
 
@@ -24,14 +23,11 @@ LOUD = ("WARNING", "ERROR")  # what explains a test that fails
 
 
 @pytest.fixture
-def world(simulator: Simulator, tmp_path: Path, postgres_url: str) -> Iterator[QueueWorld]:
+def world(simulator: Simulator, tmp_path: Path, empty_postgres_url: str) -> Iterator[QueueWorld]:
     """An empty queue on PostgreSQL."""
-    world = QueueWorld(tmp_path, simulator, url=postgres_url)
+    world = QueueWorld(tmp_path, simulator, url=empty_postgres_url)
     yield world
     world.close()
-    with sa.create_engine(postgres_url).begin() as connection:
-        for table in reversed(metadata.sorted_tables):
-            connection.execute(sa.delete(table))
 
 
 @pytest.fixture

@@ -339,7 +339,7 @@ def test_html_of_an_alert_is_escaped() -> None:
 def record(request: pytest.FixtureRequest, tmp_path: Path) -> AlertRecord:
     url = f"sqlite:///{tmp_path}/ledger.db"
     if request.param == "postgres":
-        url = request.getfixturevalue("postgres_url")
+        url = request.getfixturevalue("empty_postgres_url")
     return AlertRecord(Ledger(sa.create_engine(url)).engine)
 
 

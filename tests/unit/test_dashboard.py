@@ -36,14 +36,12 @@ def ledger(
     """Three jobs of six days, the last of them at work."""
     url = f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.db"
     if request.param == "postgresql":
-        url = request.getfixturevalue("postgres_url")
+        url = request.getfixturevalue("emptied_postgres_url")()
     engine = sa.create_engine(url)
     yield fill(engine, SIZE, today=TODAY)
-    if request.param == "postgresql":
-        with engine.begin() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-            connection.exec_driver_sql("CREATE SCHEMA public")
     engine.dispose()
+    if request.param == "postgresql":
+        request.getfixturevalue("emptied_postgres_url")()
 
 
 @pytest.fixture

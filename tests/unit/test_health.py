@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,14 @@ def sqlite(tmp_path: Path) -> sa.Engine:
 def skewed(skew: timedelta) -> datetime:
     """What a wrong clock says."""
     return now() + skew
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on which nobody listens; it is held, so that nobody else can begin to."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 def only(checks: list[Check]) -> Check:
@@ -77,9 +86,9 @@ def test_a_ledger_of_a_newer_release_is_named(tmp_path: Path) -> None:
         ledger_database.check(engine)
 
 
-def test_a_ledger_that_is_away_is_named(tmp_path: Path) -> None:
+def test_a_ledger_that_is_away_is_named(closed_port: int) -> None:
     """No server listens there; the password of the URL is not shown."""
-    url = f"postgresql+psycopg2://u:{KEY}@127.0.0.1:{closed_port()}/x"
+    url = f"postgresql+psycopg2://u:{KEY}@127.0.0.1:{closed_port}/x"
 
     found = only(checks_of(sa.create_engine(url)))
 
@@ -132,9 +141,9 @@ def test_a_wrong_key(tmp_path: Path) -> None:
     assert KEY not in f"{found}"
 
 
-def test_an_unreachable_server() -> None:
+def test_an_unreachable_server(closed_port: int) -> None:
     """A closed port is told apart from a refusal."""
-    found = only(api_checks(client(f"http://127.0.0.1:{closed_port()}/v1"), "openai_default"))
+    found = only(api_checks(client(f"http://127.0.0.1:{closed_port}/v1"), "openai_default"))
 
     assert found.level == Level.BAD
     assert "cannot be reached" in found.found
@@ -160,26 +169,12 @@ def test_a_clock_that_is_wrong(simulator: Simulator) -> None:
     assert levels == [Level.OK, Level.WARNING, Level.BAD]
 
 
-def test_a_target_without_the_right_to_create(postgres_url: str) -> None:
+def test_a_target_without_the_right_to_create(empty_postgres_url: str, postgres_role: str) -> None:
     """A role that may connect, but not create the job's tables."""
-    admin = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.exec_driver_sql("DROP ROLE IF EXISTS llm_batch_reader")
-        connection.exec_driver_sql("CREATE ROLE llm_batch_reader LOGIN")
-        connection.exec_driver_sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-    reader = sa.create_engine(sa.make_url(postgres_url).set(username="llm_batch_reader"))
+    reader = sa.create_engine(sa.make_url(empty_postgres_url).set(username=postgres_role))
 
     found = only(database_checks(reader, "results_db", is_target=True))
     reader.dispose()
-    with admin.connect() as connection:
-        connection.exec_driver_sql("DROP ROLE llm_batch_reader")
 
     assert found.level == Level.WARNING
     assert "may not create tables" in found.found
-
-
-def closed_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

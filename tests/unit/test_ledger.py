@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -37,13 +36,8 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine
     if request.param == "sqlite":
         engine = sa.create_engine(f"sqlite:///{tmp_path}/ledger.db")
     else:
-        engine = sa.create_engine(request.getfixturevalue("postgres_url"))
+        engine = sa.create_engine(request.getfixturevalue("empty_postgres_url"))
     yield engine
-    with engine.begin() as connection:
-        connection.execute(sa.text("DROP VIEW IF EXISTS llm_batch_cost"))
-        for table in reversed(ledger_tables.metadata.sorted_tables):
-            connection.execute(sa.text(f"DROP TABLE IF EXISTS {table.name}"))
-        connection.execute(sa.text("DROP TABLE IF EXISTS llm_batch_version"))
     engine.dispose()
 
 
@@ -318,15 +312,13 @@ def test_a_file_on_a_disk_that_is_not_mounted_is_transient(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def stranger(postgres_url: str) -> Iterator[sa.Engine]:
+def stranger(empty_postgres_url: str) -> Iterator[sa.Engine]:
     """A user who may connect to the database of a ledger, and nothing else."""
-    admin = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    admin = sa.create_engine(empty_postgres_url, isolation_level="AUTOCOMMIT")
     role, password = f"llm_batch_stranger_{token_hex(4)}", token_hex(8)
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
-        connection.exec_driver_sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-        connection.exec_driver_sql("GRANT USAGE ON SCHEMA public TO PUBLIC")
-    made = sa.create_engine(sa.make_url(postgres_url).set(username=role, password=password))
+    made = sa.create_engine(sa.make_url(empty_postgres_url).set(username=role, password=password))
     yield made
     made.dispose()
     with admin.connect() as connection:
@@ -371,19 +363,27 @@ def test_a_login_that_is_refused_is_not_tried_again(postgres_url: str) -> None:
             Ledger(sa.create_engine(wrong))
 
 
-def test_the_first_to_open_a_file_wait_for_each_other(tmp_path: Path) -> None:
+def test_the_first_to_open_a_file_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SQLite itself refuses at once whoever sets the journal of a file that another one writes."""
     path = tmp_path / "new.db"
-    first = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    first = sqlite3.connect(path, isolation_level=None)
     first.execute("CREATE TABLE taken (n INTEGER)")
     first.execute("BEGIN IMMEDIATE")
-    ends = threading.Timer(0.3, first.execute, ["COMMIT"])
-    ends.start()
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if first.in_transaction:
+            first.execute("COMMIT")
+
+    monkeypatch.setattr("tenacity.nap.time.sleep", wait)
 
     with ledger_database.prepare(sa.create_engine(f"sqlite:///{path}")).connect() as second:
         assert second.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
 
-    ends.join()
+    assert waited
     first.close()
 
 

@@ -180,13 +180,11 @@ def engine(
             monkeypatch.setattr("include.table_writers.SqliteWriter", TextTimeWriter)
         yield sa.create_engine(f"sqlite:///{tmp_path}/target.db")
         return
-    url = sa.make_url(request.getfixturevalue("postgres_url"))
+    url = sa.make_url(request.getfixturevalue("empty_postgres_url"))
     if request.param == "psycopg2":
         url = url.set(drivername="postgresql+psycopg2")
     found = sa.create_engine(url)
     yield found
-    with found.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     found.dispose()
 
 
@@ -460,27 +458,22 @@ def test_partitions_are_told_apart(runs: Runs) -> None:
 
 
 @pytest.mark.postgres
-def test_refused_permission_is_the_users_to_mend(postgres_url: str, tmp_path: Path) -> None:
+def test_refused_permission_is_the_users_to_mend(
+    empty_postgres_url: str, postgres_role: str, tmp_path: Path
+) -> None:
     """The table is named, values are not."""
-    engine = sa.create_engine(postgres_url)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP ROLE IF EXISTS llm_batch_reader")
-        connection.exec_driver_sql("CREATE ROLE llm_batch_reader LOGIN")
-    reader = sa.create_engine(sa.make_url(postgres_url).set(username="llm_batch_reader"))
+    reader = sa.create_engine(sa.make_url(empty_postgres_url).set(username=postgres_role))
     try:
         with pytest.raises(ConfigurationError, match=r"Table results.*(permission|no schema)"):
             Runs(reader, tmp_path).load([done(1)])
     finally:
         reader.dispose()
-        with engine.begin() as connection:
-            connection.exec_driver_sql("DROP ROLE llm_batch_reader")
-        engine.dispose()
 
 
 @pytest.mark.postgres
-def test_refused_value_is_not_quoted(postgres_url: str, tmp_path: Path) -> None:
+def test_refused_value_is_not_quoted(empty_postgres_url: str, tmp_path: Path) -> None:
     """A message of the database that may hold row text is left out."""
-    engine = sa.create_engine(postgres_url)
+    engine = sa.create_engine(empty_postgres_url)
     runs = Runs(engine, tmp_path)
     runs.load([done(1)])
     with engine.begin() as connection:
@@ -492,8 +485,6 @@ def test_refused_value_is_not_quoted(postgres_url: str, tmp_path: Path) -> None:
         assert caught.value.__suppress_context__
         assert runs.ends() == ([1], [])
     finally:
-        with engine.begin() as connection:
-            connection.exec_driver_sql("DROP TABLE results, results_failures")
         engine.dispose()
 
 

@@ -34,12 +34,9 @@ def ledger(request: pytest.FixtureRequest, empty_ledger: Path, tmp_path: Path) -
     if request.param == "sqlite":
         url = f"sqlite:///{shutil.copy(empty_ledger, tmp_path / 'ledger.db')}"
     else:
-        url = request.getfixturevalue("postgres_url")
+        url = request.getfixturevalue("empty_postgres_url")
     ledger = Ledger(sa.create_engine(url))
     yield ledger
-    with ledger.engine.begin() as connection:
-        for table in reversed(tables.metadata.sorted_tables):
-            connection.execute(sa.delete(table))
     ledger.engine.dispose()
 
 

@@ -37,12 +37,9 @@ def url(request: pytest.FixtureRequest, empty_ledger: Path, tmp_path: Path) -> I
     if request.param == "sqlite":
         yield f"sqlite:///{shutil.copy(empty_ledger, tmp_path / 'ledger.db')}"
         return
-    found = request.getfixturevalue("postgres_url")
-    ledger = Ledger(sa.create_engine(found))
+    found = request.getfixturevalue("empty_postgres_url")
+    Ledger(sa.create_engine(found)).engine.dispose()
     yield found
-    with ledger.engine.begin() as connection:
-        connection.execute(sa.delete(tables.queue))
-    ledger.engine.dispose()
 
 
 @pytest.fixture

@@ -346,11 +346,10 @@ sys.exit("pandas was imported" if "pandas" in sys.modules else 0)
 
 
 @pytest.fixture
-def postgres(postgres_url: str) -> Iterator[sa.Engine]:
+def postgres(empty_postgres_url: str) -> Iterator[sa.Engine]:
     """A PostgreSQL database with an empty table `t` of many types."""
-    engine = sa.create_engine(postgres_url)
+    engine = sa.create_engine(empty_postgres_url)
     with engine.begin() as connection:
-        connection.exec_driver_sql("DROP TABLE IF EXISTS t")
         connection.exec_driver_sql(
             "CREATE TABLE t (id bigint, at timestamptz, at_text text, day date, amount numeric, "
             "data jsonb, ok boolean, body text, nothing integer, local timestamp, raw bytea)"

@@ -29,9 +29,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine
     if request.param == "sqlite":
         engine = sa.create_engine(f"sqlite:///{tmp_path / 'source.db'}")
     else:
-        engine = sa.create_engine(request.getfixturevalue("postgres_url"))
-        with engine.begin() as connection:
-            connection.exec_driver_sql("DROP TABLE IF EXISTS commits, tickets")
+        engine = sa.create_engine(request.getfixturevalue("empty_postgres_url"))
     yield engine
     engine.dispose()
 

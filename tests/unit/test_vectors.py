@@ -186,9 +186,9 @@ def test_sqlite_has_blobs(tmp_path: Path) -> None:
     assert (first.loaded, first.failed, second.changed_results) == (1, 1, 0)
 
 
-def test_postgresql_has_real_arrays(tmp_path: Path, postgres_url: str) -> None:
+def test_postgresql_has_real_arrays(tmp_path: Path, empty_postgres_url: str) -> None:
     """`real[]` where pgvector is not installed, the same floats bit for bit."""
-    engine = sa.create_engine(postgres_url)
+    engine = sa.create_engine(empty_postgres_url)
     spec = job(target={"conn_id": "t", "table": "real_vectors"})
     run = Run(tmp_path, spec, line(IDS[0], BASE64), line(IDS[1], [1.0]))
 
@@ -228,10 +228,10 @@ def test_a_dataset_of_another_length_is_an_error(tmp_path: Path) -> None:
         Run(tmp_path / "b", longer, line(IDS[0], [0.5] * 4)).load(dataset)
 
 
-def test_a_table_of_another_type_is_an_error(tmp_path: Path, postgres_url: str) -> None:
+def test_a_table_of_another_type_is_an_error(tmp_path: Path, empty_postgres_url: str) -> None:
     """The error names column, found and expected type; nothing is altered."""
     sqlite = sa.create_engine(f"sqlite:///{tmp_path}/t.db")
-    postgres = sa.create_engine(postgres_url)
+    postgres = sa.create_engine(empty_postgres_url)
     spec = job(target={"conn_id": "t", "table": "old_vectors"})
     run = Run(tmp_path, spec, line(IDS[0], BASE64))
     for engine in (sqlite, postgres):
@@ -318,9 +318,9 @@ CREATE OPERATOR = (LEFTARG = vector, RIGHTARG = vector, FUNCTION = vector_eq);
 
 
 @pytest.fixture
-def with_pgvector(postgres_url: str) -> Iterator[sa.Engine]:
+def with_pgvector(empty_postgres_url: str) -> Iterator[sa.Engine]:
     """A database that has the type `vector`, of the extension where the server has it."""
-    engine = sa.create_engine(postgres_url)
+    engine = sa.create_engine(empty_postgres_url)
     available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'"
     with engine.begin() as connection:
         has_it = bool(connection.scalar(sa.text(available)))

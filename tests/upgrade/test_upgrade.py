@@ -32,7 +32,7 @@ from tests.upgrade.record import ROWS
 
 HERE = Path(__file__).parent
 RELEASES = sorted(folder for folder in HERE.iterdir() if (folder / "notes.json").exists())
-PATIENCE = 30.0  # seconds that an instant simulator may take for some batches
+PATIENCE = 120.0  # seconds that an instant simulator may take for some batches
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine
     if request.param == "sqlite":
         made = sa.create_engine(f"sqlite:///{tmp_path}/ledger.db")
     else:
-        made = sa.create_engine(request.getfixturevalue("postgres_url"))
-        with made.begin() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-            connection.exec_driver_sql("CREATE SCHEMA public")
+        made = sa.create_engine(request.getfixturevalue("empty_postgres_url"))
     yield made
     made.dispose()
 
