@@ -21,7 +21,16 @@ from include.ledger import Ledger
 from include.ledger_records import Batch, NewBatch, Partition, Run
 
 HOSTILE = 'batch_<img src=x onerror="x()">\x1b[31m{{ 7 * 7 }}'
-TODAY = datetime.now(UTC).date()
+DAY = date(2026, 11, 20)
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+MOMENTS = (
+    (ledger_tables.run, "done_at"),
+    (ledger_tables.batch, "submitted_at"),
+    (ledger_tables.batch, "ended_at"),
+    (ledger_tables.batch, "collected_at"),
+    (ledger_tables.duplicate, "found_at"),
+    (ledger_tables.alert, "raised_at"),
+)
 URL = "http://airflow.example/"
 
 
@@ -41,11 +50,7 @@ def spec(job: str) -> JobSpec:
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
     if request.param == "sqlite":
         return Ledger(sa.create_engine(f"sqlite:///{tmp_path}/ledger.db"))
-    ledger = Ledger(sa.create_engine(request.getfixturevalue("postgres_url")))
-    with ledger.engine.begin() as connection:
-        for table in reversed(ledger_tables.metadata.sorted_tables):
-            connection.execute(sa.delete(table))
-    return ledger
+    return Ledger(sa.create_engine(request.getfixturevalue("empty_postgres_url")))
 
 
 def begun(
@@ -88,7 +93,12 @@ def finished(ledger: Ledger, run: Run, *, failed: int = 0, **counts: Any) -> Bat
     return ledger.batch(batch.submission_id)
 
 
-def made(ledger: Ledger, day: date = TODAY) -> DailyReport:
+def made(ledger: Ledger, day: date = DAY) -> DailyReport:
+    """The report of a day; all that the test has done so far happened at noon of DAY."""
+    with ledger.engine.begin() as connection:
+        for table, name in MOMENTS:
+            happened = sa.update(table).where(table.c[name].is_not(None))
+            connection.execute(happened.values({name: NOON}))
     return daily_report(ledger.engine, day)
 
 
@@ -120,9 +130,9 @@ def test_the_figures_are_the_ledgers(ledger: Ledger) -> None:
     assert (notes.month_usd, notes.month_budget_usd) == (Decimal("2.5"), Decimal(5))
     assert texts.requests == 100
     assert dict(report.reasons) == {"invalid_request": 4}
-    assert report.money[-1] == (TODAY, Decimal("3.75"))
+    assert report.money[-1] == (DAY, Decimal("3.75"))
     assert report.cost_usd == Decimal("3.75")
-    assert made(ledger, TODAY - timedelta(days=1)).jobs == ()
+    assert made(ledger, DAY - timedelta(days=1)).jobs == ()
 
 
 def test_what_needs_a_person_is_listed_with_a_link(ledger: Ledger) -> None:

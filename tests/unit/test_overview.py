@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from include.simulator.process import Simulator
 from tests.faults.world import World, job
 
 ROWS = 7
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)  # far from the day's ends
 
 
 @pytest.fixture
@@ -90,8 +91,11 @@ def test_an_open_run_has_cost_what_is_collected(world: World) -> None:
     assert collected(None) is None
 
 
-def test_a_batch_of_an_open_run_has_cost_something_today(world: World) -> None:
+def test_a_batch_of_an_open_run_has_cost_something_today(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is collected counts on its day, as in `costs`, also while its run is not done."""
+    monkeypatch.setattr(overview, "now", lambda: NOON)
     run = submitted(world)
     ledger = world.ledger()
     first, second = (one.submission_id for one in ledger.batches(run.run_id))
@@ -103,14 +107,17 @@ def test_a_batch_of_an_open_run_has_cost_something_today(world: World) -> None:
             connection.execute(changed.values(**values))
         return overview.job_statuses(ledger.engine)[0].today_usd
 
-    assert collected(first, now()) == Decimal("0.25")
-    assert collected(second, now() - timedelta(days=1)) == Decimal("0.25")
+    assert collected(first, NOON) == Decimal("0.25")
+    assert collected(second, NOON - timedelta(days=1)) == Decimal("0.25")
 
 
-def test_what_a_done_run_cost_today(world: World) -> None:
+def test_what_a_done_run_cost_today(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Done runs are no longer open, and their cost is the ledger's, to the digit."""
     report = world.run()
     engine = world.ledger().engine
+    with engine.begin() as connection:
+        connection.execute(sa.update(tables.batch).values(collected_at=NOON))
+    monkeypatch.setattr(overview, "now", lambda: NOON)
 
     (status,) = overview.job_statuses(engine)
 
