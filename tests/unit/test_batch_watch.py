@@ -23,6 +23,7 @@ from include.batch_watch import PAGES, SLOWEST, BatchWatch, Waiter
 from include.errors import LLMBatchError, TransientError
 
 INTERVAL = 0.05  # seconds
+PATIENCE = 120.0  # seconds
 News = BatchView | LLMBatchError
 
 
@@ -88,7 +89,7 @@ async def served(count: int) -> AsyncIterator[tuple[Api, BatchWatch]]:
 async def polling_ended(watch: BatchWatch) -> None:
     """Wait until the watch polls no longer, which it must do by itself."""
     if watch._task is not None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await watch._task
 
 
@@ -101,7 +102,7 @@ async def until(
     """Follow a batch until some news is enough; return all of its news."""
     found: list[News] = []
     updates = watch.follow(name, interval=INTERVAL)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         async for news in updates:
             found.append(news)
             seen(news)
@@ -169,15 +170,18 @@ async def test_everybody_hears_of_the_end_of_a_batch() -> None:
     """Also two who wait for the same one."""
     async with served(4) as (api, watch):
         names = ["batch_0", "batch_1", "batch_1", "batch_2", "batch_3"]
-        waiting = asyncio.gather(*(until(watch, name, is_final) for name in names))
-        await asyncio.sleep(INTERVAL * 3)
-        for name in api.status:
-            api.status[name] = "completed"
-        found = await waiting
+
+        def end(news: News) -> None:
+            assert is_view(news)
+            api.status = dict.fromkeys(api.status, "completed")  # they were seen at work
+
+        found = await asyncio.gather(*(until(watch, name, is_final, end) for name in names))
 
     for name, news in zip(names, found, strict=True):
-        last = news[-1]
+        first, last = news[0], news[-1]
+        assert isinstance(first, BatchView)
         assert isinstance(last, BatchView)
+        assert first.status == "in_progress"
         assert (last.batch_id, last.status) == (name, "completed")
 
 
@@ -206,9 +210,11 @@ async def test_polling_stops_when_nobody_waits() -> None:
 async def test_a_wait_that_is_given_up_leaves_the_others() -> None:
     """A cancelled task takes only itself away."""
     async with served(3) as (api, watch):
-        given_up = asyncio.create_task(until(watch, "batch_0", is_final))
+        heard = asyncio.Event()
+        given_up = asyncio.create_task(until(watch, "batch_0", is_final, lambda _news: heard.set()))
         staying = asyncio.create_task(until(watch, "batch_1", is_final))
-        await asyncio.sleep(INTERVAL * 2)
+        async with asyncio.timeout(PATIENCE):
+            await heard.wait()
         given_up.cancel()
         with suppress(asyncio.CancelledError):
             await given_up
@@ -242,27 +248,35 @@ def view_of(status: str, done: int) -> BatchView:
 
 
 class SlowGoodbye(httpx2.AsyncHTTPTransport):
-    """Takes its time to close connections."""
+    """Closes its connections when it may."""
+
+    def __init__(self, leaving: asyncio.Event, may_leave: asyncio.Event) -> None:
+        super().__init__()
+        self._leaving = leaving
+        self._may_leave = may_leave
 
     async def aclose(self) -> None:
-        await asyncio.sleep(0.5)
+        self._leaving.set()
+        await self._may_leave.wait()
         await super().aclose()
 
 
 async def test_who_comes_while_the_last_one_leaves_is_told_as_well() -> None:
     """The poll that nobody needs any more is closing its connections: a new one begins."""
+    leaving, may_leave = asyncio.Event(), asyncio.Event()
     async with served(2) as (api, _):
 
         async def connect() -> AsyncBatchApi:
-            transport = httpx2.AsyncClient(transport=SlowGoodbye())
+            transport = httpx2.AsyncClient(transport=SlowGoodbye(leaving, may_leave))
             client = openai.AsyncOpenAI(api_key="k", base_url=api.url, http_client=transport)
             return AsyncBatchApi(client)
 
         watch = BatchWatch(connect)
         await until(watch, "batch_0", is_view)
-        await asyncio.sleep(4 * INTERVAL)
-        async with asyncio.timeout(5):
-            found = await until(watch, "batch_1", is_view)
+        async with asyncio.timeout(PATIENCE):
+            await leaving.wait()
+        found = await until(watch, "batch_1", is_view)
+        may_leave.set()
         await polling_ended(watch)
 
     assert is_view(found[-1])

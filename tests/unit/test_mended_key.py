@@ -57,7 +57,7 @@ async def test_a_corrected_key_is_used_by_the_next_poll(
         raise AssertionError("a watch never ends by itself")
 
     ids = [submitted(simulator, tmp_path) for _ in range(batches)]
-    found = await asyncio.wait_for(asyncio.gather(*map(final_status, ids)), 30)
+    found = await asyncio.wait_for(asyncio.gather(*map(final_status, ids)), 120)
 
     for refusal, status in found:
         assert isinstance(refusal, ConfigurationError)
