@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,24 +122,40 @@ def test_every_answer_conforms_to_the_published_schema(
     assert headers["x-request-id"].startswith("req_")
 
 
-def test_batches_pass_through_their_statuses(tmp_path: Path) -> None:
-    """validating, in_progress with growing counts, finalizing, completed, each with its time."""
-    seen: list[tuple[str, int]] = []
-    with Simulator.start(
-        tmp_path, seconds_validating=0.3, seconds_in_progress=0.6, seconds_finalizing=0.3
-    ) as simulator:
-        client = openai.OpenAI(base_url=simulator.base_url, api_key="sk-test", max_retries=0)
-        batch = create(client, upload(client, jsonl(*(line(f"{n}") for n in range(100)))))
-        while batch.status != "completed":
-            batch = client.batches.retrieve(batch.id)
-            seen.append((batch.status, batch.request_counts.completed))
+@pytest.mark.parametrize("status", ["validating", "in_progress", "finalizing"])
+def test_batches_pass_through_their_statuses(
+    simulator: Simulator, client: openai.OpenAI, status: str
+) -> None:
+    """validating, in_progress, finalizing, completed, each with its time; each can be seen."""
+    simulator.add_faults({"fault": "stuck", "status": status})
+    batch = create(client, upload(client, jsonl(line("one"))))
+    simulator.clear_faults()  # the batch keeps it
 
-    statuses = list(dict.fromkeys(status for status, _ in seen))
-    growing = [count for status, count in seen if status == "in_progress"]
-    assert statuses == ["validating", "in_progress", "finalizing", "completed"]
-    assert growing == sorted(growing)
-    assert 0 < growing[len(growing) // 2] < 100
+    held = wait_for_status(client, batch.id, status, "completed").status
+    simulator.release()
+    batch = wait_for_status(client, batch.id, "completed")
+
+    assert held == status
     assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at
+
+
+def test_the_counts_grow_while_a_batch_is_in_progress(tmp_path: Path) -> None:
+    """A part of the requests is answered before all are, and no answer is taken back."""
+    counts: list[int] = []
+    with Simulator.start(tmp_path, seconds_validating=0, seconds_in_progress=0) as simulator:
+        client = openai.OpenAI(base_url=simulator.base_url, api_key="sk-test", max_retries=0)
+        simulator.add_faults({"fault": "stuck", "seconds": 60})
+        batch = create(client, upload(client, jsonl(*(line(f"{n}") for n in range(1_000)))))
+        while len(set(counts)) < 5:
+            batch = client.batches.retrieve(batch.id)
+            counts.append(batch.request_counts.completed)
+        simulator.release()
+        ended = wait_for_status(client, batch.id, "completed")
+
+    assert batch.status == "in_progress"
+    assert counts == sorted(counts)
+    assert 0 < counts[-1] < 1_000
+    assert ended.request_counts.completed == 1_000
 
 
 def test_an_instant_simulator_has_ended_when_create_returns(tmp_path: Path) -> None:
@@ -163,11 +180,11 @@ def test_listing_pages_newest_first(client: openai.OpenAI) -> None:
 
 def test_cancelling_keeps_and_bills_what_was_answered(tmp_path: Path) -> None:
     """A cancelled batch has partial output, `batch_cancelled` for the rest, and a partial bill."""
-    with Simulator.start(tmp_path, seconds_validating=0, seconds_in_progress=2) as simulator:
+    with Simulator.start(tmp_path, seconds_validating=0, seconds_in_progress=60) as simulator:
         client = openai.OpenAI(base_url=simulator.base_url, api_key="sk-test", max_retries=0)
-        batch = create(client, upload(client, jsonl(*(line(f"{n}") for n in range(200)))))
+        batch = create(client, upload(client, jsonl(*(line(f"{n}") for n in range(2_000)))))
         while client.batches.retrieve(batch.id).request_counts.completed < 20:
-            pass
+            time.sleep(0.01)
 
         assert client.batches.cancel(batch.id).status == "cancelling"
         batch = wait_for_status(client, batch.id, "cancelled")
@@ -175,8 +192,8 @@ def test_cancelling_keeps_and_bills_what_was_answered(tmp_path: Path) -> None:
         errors = client.files.content(batch.error_file_id).content.splitlines()
         bill = simulator.bill()
 
-    assert 20 <= len(output) < 200
-    assert len(output) + len(errors) == 200
+    assert 20 <= len(output) < 2_000
+    assert len(output) + len(errors) == 2_000
     assert json.loads(errors[0])["error"]["code"] == "batch_cancelled"
     assert json.loads(errors[0])["response"] is None
     assert (bill["requests"], bill["error_lines"]) == (len(output), len(errors))

@@ -16,11 +16,13 @@ import httpx2
 import openai
 import pytest
 
+from include.local_stack.rest import wait_until
 from include.simulator.faults import RULE, Fault
 from include.simulator.process import Simulator, SimulatorError, wait_for_status
 
 ENDPOINT = "/v1/responses"
 ROWS = 20
+PATIENCE = 60.0  # seconds
 LOST = (openai.APIConnectionError, openai.APITimeoutError)
 
 
@@ -236,22 +238,31 @@ def test_a_reset_before_has_no_effect(simulator: Simulator, client: openai.OpenA
     assert create(client, file_id).status == "validating"
 
 
-@pytest.mark.parametrize(("kind", "made"), [("stall_before", 0), ("stall_after", 1)])
+@pytest.mark.parametrize(("kind", "made"), [("stall_before", False), ("stall_after", True)])
 def test_a_stalled_call_times_out(
-    simulator: Simulator, client: openai.OpenAI, kind: str, made: int
+    simulator: Simulator, client: openai.OpenAI, kind: str, *, made: bool
 ) -> None:
     """The client gives up while the call has not, or has, taken effect; it does so in the end."""
     file_id = upload(client)
-    rule = fault(simulator, kind, method="POST", path="/batches$", seconds=1)
+    seconds = 2.0
+    rule = fault(simulator, kind, method="POST", path="/batches$", seconds=seconds)
     before = creates(simulator)
 
     with pytest.raises(openai.APITimeoutError):
-        create(client.with_options(timeout=0.4), file_id)
-    at_once = creates(simulator)
-    time.sleep(1.2)
+        create(client.with_options(timeout=0.2), file_id)
+    wait_until("the end of the call", PATIENCE, lambda: last_create(simulator)["seconds"])
 
-    assert (at_once, creates(simulator)) == (before + made, before + 1)
+    batch, call = simulator.batches()["batches"][-1], last_create(simulator)
+    assert creates(simulator) == before + 1
+    assert call["seconds"] >= seconds
+    assert (batch["created_at"] - call["at"] < seconds) == made
     assert simulator.fired(rule) == 1
+
+
+def last_create(simulator: Simulator) -> dict[str, Any]:
+    """The latest call that creates a batch; its `seconds` are 0 until it has ended."""
+    calls = [one for one in simulator.requests() if one["method"] == "POST"]
+    return [one for one in calls if one["path"].endswith("/batches")][-1]
 
 
 def test_a_truncated_download_with_its_length_shows_as_broken(
@@ -331,14 +342,16 @@ def test_creations_over_the_rate_are_refused(simulator: Simulator, client: opena
 
 def test_enqueued_tokens_are_limited_at_create(tmp_path: Path) -> None:
     """A batch over the limit of unfinished tokens is refused until others have ended."""
-    with Simulator.start(tmp_path, seconds_in_progress=1.5) as simulator:
+    with Simulator.start(tmp_path, speed=20) as simulator:
         client = openai.OpenAI(base_url=simulator.base_url, api_key="sk-test", max_retries=0)
         file_id = upload(client)
+        fault(simulator, "stuck", nth=1)
         rule = fault(simulator, "token_limit", model="gpt-4.1-mini", enqueued_tokens=ROWS * 8)
         first = create(client, file_id)
 
         with pytest.raises(openai.BadRequestError) as refusal:
             create(client, file_id)
+        assert simulator.release() == 1
         wait_for_status(client, first.id, "completed")
         second = create(client, file_id)
 
@@ -371,17 +384,20 @@ def test_new_batches_are_listed_late(simulator: Simulator, client: openai.OpenAI
 
 
 def test_a_new_file_is_not_found_for_a_while(simulator: Simulator, client: openai.OpenAI) -> None:
-    """Creation from a file that was just uploaded is refused, later it is not."""
-    rule = fault(simulator, "file_not_found", seconds=0.5)
+    """Creation from a file that is younger is refused, from one that is older it is not."""
     file_id = upload(client)
+    rule = fault(simulator, "file_not_found", seconds=3_600)
 
     with pytest.raises(openai.BadRequestError) as refusal:
         create(client, file_id)
-    time.sleep(0.6)
+    fired = simulator.fired(rule)
+    simulator.clear_faults()
+    time.sleep(0.1)
+    passed = fault(simulator, "file_not_found", seconds=0.1)
 
     assert refusal.value.code == "file_not_found"
     assert create(client, file_id).status == "validating"
-    assert simulator.fired(rule) == 1
+    assert (fired, simulator.fired(passed)) == (1, 0)
 
 
 # --- batches
@@ -453,10 +469,11 @@ def test_a_stuck_batch_goes_on_when_it_is_released(
 def test_an_unknown_status_passes(simulator: Simulator, client: openai.OpenAI) -> None:
     """The batch shows a status of no documentation, and completes all the same."""
     rule = fault(simulator, "unknown_status", status="paused")
-    fault(simulator, "stuck", status="in_progress", seconds=0.5)
+    fault(simulator, "stuck", status="in_progress")
     batch = create(client)
 
     wait_for_status(client, batch.id, "paused")
+    simulator.release()
 
     assert wait_for_status(client, batch.id, "completed").request_counts.completed == ROWS
     assert simulator.fired(rule) >= 1

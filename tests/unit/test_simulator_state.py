@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 
+from include.local_stack.rest import wait_until
 from include.simulator.batch_runner import BatchRunner
 from include.simulator.fault_book import FaultBook
+from include.simulator.journal import Journal
 from include.simulator.process import ROOT, Simulator, wait_for_status
 from include.simulator.settings import Settings, Timing
 from include.simulator.store import Store
 
 ENDPOINT = "/v1/embeddings"
+PATIENCE = 120.0  # seconds
 
 
 def client_of(simulator: Simulator) -> openai.OpenAI:
@@ -52,12 +57,19 @@ def create(client: openai.OpenAI, rows: int) -> Any:
     )
 
 
-def half_answered(state: Path, seconds: float = 20) -> None:
+def unfinished(state: Path) -> int:
+    """How many bytes the unfinished result files have."""
+    return sum(one.stat().st_size for one in (state / "scratch").iterdir())
+
+
+def half_answered(state: Path) -> None:
     """Wait until an unfinished result file has grown to some size."""
-    until = time.monotonic() + seconds
-    while sum(one.stat().st_size for one in (state / "scratch").iterdir()) < 30_000_000:
-        assert time.monotonic() < until, "no batch was being answered"
-        time.sleep(0.005)
+    wait_until(
+        "a batch that is being answered",
+        PATIENCE,
+        lambda: unfinished(state) >= 5_000_000,
+        interval=0.005,
+    )
 
 
 def test_a_killed_simulator_goes_on_and_bills_each_line_once(tmp_path: Path) -> None:
@@ -67,10 +79,12 @@ def test_a_killed_simulator_goes_on_and_bills_each_line_once(tmp_path: Path) -> 
         half_answered(tmp_path)
 
         simulator.kill()
+        left = unfinished(tmp_path)
         simulator.restart()
-        ended = wait_for_status(client_of(simulator), batch.id, "completed", seconds=60)
+        ended = wait_for_status(client_of(simulator), batch.id, "completed")
         billed = Counter({one["custom_id"]: one["billed"] for one in simulator.bill_lines()})
 
+    assert left >= 5_000_000, "it had finished before it was killed"
     assert ended.request_counts.completed == 20_000
     assert len(billed) == 20_000
     assert set(billed.values()) == {1}
@@ -113,7 +127,7 @@ def test_everything_is_still_there_after_a_kill(tmp_path: Path) -> None:
         batch = wait_for_status(client, create(client, 50).id, "completed")
         content = client.files.content(batch.output_file_id).content
         url, bill = simulator.url, simulator.bill()
-        time.sleep(0.3)
+        wait_until("the counts on the disk", PATIENCE, lambda: kept_creates(tmp_path))
 
         simulator.kill()
         simulator.restart()
@@ -124,6 +138,14 @@ def test_everything_is_still_there_after_a_kill(tmp_path: Path) -> None:
         assert client.files.content(batch.output_file_id).content == content
         assert simulator.bill() == bill
         assert simulator.batches()["creates"] == 1
+
+
+def kept_creates(state: Path) -> int:
+    """How many creations the state has counted; they are written now and then."""
+    (file,) = state.glob("*.db")
+    with closing(sqlite3.connect(file, timeout=PATIENCE)) as connection:
+        query = "SELECT n FROM counter WHERE name = 'POST /v1/batches'"
+        return sum(n for (n,) in connection.execute(query))
 
 
 def test_the_server_answers_while_it_works(tmp_path: Path) -> None:
@@ -138,6 +160,44 @@ def test_the_server_answers_while_it_works(tmp_path: Path) -> None:
         assert (listed.id, listed.status) == (batch.id, "in_progress")
 
 
+class Watched(Store):
+    """A store that asks what the journal says while its counts are written."""
+
+    journal: Journal
+    seen: dict[str, int]
+
+    def add_counts(self, counts: dict[str, int]) -> None:
+        super().add_counts(counts)
+        self.seen = self.journal.counts()
+
+
+class Connection:
+    """Takes the answer of one call."""
+
+    transport = None
+
+    async def send(self, _message: Any) -> None:
+        """Answers are of no interest."""
+
+
+async def test_counts_are_whole_while_they_are_written(tmp_path: Path) -> None:
+    """Whoever asks at that moment misses no call; none is written twice."""
+    store = Watched(tmp_path)
+
+    async def nothing(*_call: Any) -> Any:
+        """Neither an effect nor an answer."""
+
+    store.journal = Journal(nothing, store)
+    call = {"type": "http", "method": "POST", "path": "/v1/files", "query_string": b""}
+
+    await store.journal(call, nothing, Connection().send)
+    for _ in range(2):
+        store.journal.flush()
+
+    assert store.seen == store.counts() == {"POST /v1/files": 1}
+    store.close()
+
+
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     """A test run that is killed leaves no server behind."""
     program = (
@@ -149,14 +209,15 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
     ).stdout.strip()
 
-    assert any(is_gone(f"{url}/_sim/health") for _ in range(100))
+    assert wait_until("its end", PATIENCE, lambda: is_gone(f"{url}/_sim/health"), interval=0.05)
 
 
 def is_gone(url: str) -> bool:
-    """Whether nobody answers, asked a moment later."""
-    time.sleep(0.05)
+    """Whether nobody listens there any more; one that is slow to answer is not gone."""
     try:
-        httpx2.get(url)
-    except httpx2.TransportError:
+        httpx2.get(url, timeout=PATIENCE)
+    except httpx2.ConnectError:
         return True
+    except httpx2.TransportError:
+        return False
     return False
