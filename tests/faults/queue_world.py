@@ -54,7 +54,6 @@ class QueueWorld(World):
     url: str = ""
     # Processes of their own on a busy machine: an answer that is merely late is not a lost one.
     policy: SubmissionPolicy = PATIENT
-    create_timeout: float = 60.0  # seconds
     queue: QueueSpec = field(default_factory=queue_spec)
     asked: list[QueueRequest] = field(default_factory=list)  # what an application puts
     before: frozenset[str] = frozenset()  # batches of other worlds on the same simulator

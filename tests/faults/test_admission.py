@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from include import pipeline
-from include.ledger_records import BatchState
+from include.ledger_records import BatchState, Run
+from include.local_stack.rest import wait_until
 from include.simulator.process import Simulator
 from tests.faults.world import QUICK, World, job
 
 pytestmark = pytest.mark.faults
 
 SHARDS = 12
+PATIENCE = 120.0  # seconds
 TIMES = {"seconds_validating": 0.05, "seconds_in_progress": 0.3, "seconds_finalizing": 0.05}
-POLICY = replace(QUICK, lease=60.0, busy_pause=0.3)
+POLICY = replace(QUICK, lease=600.0, busy_pause=0.3)
 
 
-def drain(world: World) -> list[dict[str, Any]]:
-    """Send every shard of round 1 its own way at once; return the server's batches."""
+def drain(world: World, *, meanwhile: Callable[[], None] = lambda: None) -> Run:
+    """Send every shard of round 1 its own way at once; return the run."""
     ledger = world.ledger()
     run = pipeline.open_run(
         ledger, world.spec, world.partition, mode=pipeline.NORMAL, dag_id="d", dag_run_id="r"
@@ -31,15 +33,25 @@ def drain(world: World) -> list[dict[str, Any]]:
     batches = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=1024)
     assert len(batches) == SHARDS
     with ThreadPoolExecutor(SHARDS) as pool:
-        list(pool.map(lambda batch: world.shard(batch, ledger), batches))
+        shards = pool.map(lambda batch: world.shard(batch, ledger), batches)
+        meanwhile()
+        list(shards)
     assert {one.state for one in ledger.batches(run.run_id)} == {BatchState.COLLECTED}
     assert pipeline.settle(run, 1, ledger, world.api(), POLICY).succeeded == SHARDS * 5
-    made: list[dict[str, Any]] = world.simulator.batches()["batches"]
-    return made
+    return run
 
 
-def shard_numbers(batches: list[dict[str, Any]]) -> list[int]:
-    return [int(one["metadata"]["shard"]) for one in batches]
+def on_their_way(world: World, run: Run) -> Iterator[list[int]]:
+    """The shards at the API, or about to be, after each change of one of them."""
+    shards = {one.submission_id: one.shard for one in world.ledger().batches(run.run_id)}
+    under_way: list[int] = []
+    for event in world.ledger().history(run.run_id):
+        shard = shards.get(event["submission_id"])
+        if shard is not None and event["became"] == BatchState.SUBMITTING:
+            under_way.append(shard)
+        if shard is not None and event["became"] == BatchState.ENDED:
+            under_way.remove(shard)
+        yield list(under_way)
 
 
 def test_a_known_limit_is_kept_without_a_refusal(tmp_path: Path) -> None:
@@ -49,27 +61,38 @@ def test_a_known_limit_is_kept_without_a_refusal(tmp_path: Path) -> None:
         world = World(tmp_path, simulator, spec=job(limits=limits), policy=POLICY)
         world.fill(SHARDS * 5)
 
-        made = drain(world)
+        run = drain(world)
 
         counts = simulator.batches()
-    places = list(enumerate(shard_numbers(made), 1))  # two may be on their way at once
-    assert max(abs(place - number) for place, number in places) <= 1
-    assert (len(made), counts["creates"], counts["uploads"]) == (SHARDS, SHARDS, SHARDS)
+    steps = list(on_their_way(world, run))
+    turns = list(dict.fromkeys(shard for step in steps for shard in step))
+    assert turns == sorted(turns)
+    assert len(turns) == SHARDS
+    assert max(map(len, steps)) <= 2
+    assert (counts["creates"], counts["uploads"]) == (SHARDS, SHARDS)
+    assert len(counts["batches"]) == SHARDS
 
 
 @pytest.mark.parametrize("mode", ["at_create", "later"])
 def test_an_unknown_limit_costs_no_upload_and_no_round(tmp_path: Path, mode: str) -> None:
     """The API refuses for its limit: every shard is sent again from the same uploaded file."""
     with Simulator.start(tmp_path / "simulator", **TIMES) as simulator:
-        (rule,) = simulator.add_faults(
-            {"fault": "token_limit", "enqueued_tokens": 60, "mode": mode}
+        (rule, _) = simulator.add_faults(
+            {"fault": "token_limit", "enqueued_tokens": 60, "mode": mode},
+            {"fault": "stuck", "nth": 1},
         )
+
+        def until_one_is_refused() -> None:
+            """However slow the others are, the first one is still enqueued when they come."""
+            wait_until("a refusal", PATIENCE, lambda: simulator.fired(rule["id"]), interval=0.05)
+            simulator.release()
+
         world = World(
             tmp_path, simulator, spec=job(limits={"requests_per_batch": 5}), policy=POLICY
         )
         world.fill(SHARDS * 5)
 
-        drain(world)
+        drain(world, meanwhile=until_one_is_refused)
 
         counts = simulator.batches()
         assert simulator.fired(rule["id"]) > 0

@@ -17,11 +17,10 @@ from include import pipeline
 from include.errors import BudgetExceededError
 from include.report import RunReport
 from include.simulator.process import Simulator
-from include.waiting import WaitPolicy
 from tests.faults.audit import bill_of, full_audit, rows_of
 from tests.faults.conftest import Tally
 from tests.faults.effects import Said, until_done
-from tests.faults.world import QUICK, World, job
+from tests.faults.world import QUICK, FirstIsLate, World, job
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("quick_retries")]
 
@@ -31,7 +30,6 @@ FIRST = {"metadata": {"round": "1"}}  # strikes in round 1 only
 ONE = {**FIRST, "nth": 1}  # and only the first batch
 POST = {"method": "POST", "path": "/batches$"}
 CONTENT = {"method": "GET", "path": "/content$"}
-SECONDS = 1 / 3600  # of an hour
 
 
 class Bench:
@@ -323,7 +321,7 @@ def test_every_first_answer_is_lost(bench: Bench) -> None:
 
 def test_two_runs_of_a_partition_at_once(bench: Bench, said: Said) -> None:
     """A backfill over a partition that is being worked on: the same work, done once."""
-    policy = replace(QUICK, lease=30.0)
+    policy = replace(QUICK, lease=600.0)
     worlds = [replace(bench.world, policy=policy, run_ids=[], _engines={}) for _ in range(2)]
     bench.world.ledger()
     start = Barrier(2)
@@ -356,8 +354,8 @@ def test_an_unknown_status_is_waited_for(slow: Bench) -> None:
 @pytest.mark.parametrize("status", ["validating", "in_progress", "finalizing"])
 def test_a_batch_past_its_deadline_is_cancelled(slow: Bench, status: str) -> None:
     """What it has done by then is kept, the rest goes round again, nothing is paid twice."""
-    slow.world.wait = WaitPolicy(deadline_hours=1.0 * SECONDS, cancel_hours=9 * SECONDS)
-    slow.add({"fault": "stuck", "status": status, "seconds": 2.0, **ONE})
+    slow.world.wait = FirstIsLate(has=lambda batch: batch.api_status == status)
+    slow.add({"fault": "stuck", "status": status, **ONE})
 
     report = slow.run()
 
@@ -371,9 +369,9 @@ def test_a_batch_past_its_deadline_is_cancelled(slow: Bench, status: str) -> Non
 
 
 def test_partial_results_of_a_cancelled_batch_are_kept(slow: Bench) -> None:
-    """Half of a slow batch is done at its deadline: that half is loaded and not sent again."""
-    slow.world.wait = WaitPolicy(deadline_hours=1.5 * SECONDS, cancel_hours=9 * SECONDS)
-    slow.add({"fault": "stuck", "seconds": 3.0, **ONE})
+    """A part of a slow batch is done at its deadline: it is loaded and not sent again."""
+    slow.world.wait = FirstIsLate(has=lambda batch: batch.done_requests > 0)
+    slow.add({"fault": "stuck", "seconds": 10.0, **ONE})
 
     report = slow.run()
 
@@ -387,7 +385,7 @@ def test_partial_results_of_a_cancelled_batch_are_kept(slow: Bench) -> None:
 
 def test_a_batch_that_does_not_even_cancel_is_given_up(slow: Bench) -> None:
     """After the last call its rows go round again; a batch cannot hold a partition for ever."""
-    slow.world.wait = WaitPolicy(deadline_hours=0.5 * SECONDS, cancel_hours=0.5 * SECONDS)
+    slow.world.wait = FirstIsLate(is_deaf=True)
     slow.add(
         {"fault": "stuck", "status": "validating", **ONE},
         {"fault": "stuck", "status": "cancelling", **ONE},

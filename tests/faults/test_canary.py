@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("quick_retries")]
 ROWS, BODIES, CANARY = 10, 6, 2  # rows, their different requests, and those that go first
 DAYS = count()
 LIMIT = SpendLimit("all days", Decimal(1))
-PATIENT = replace(QUICK, lease=30.0)  # seconds: nobody is taken for dead
+PATIENT = replace(QUICK, lease=600.0)  # seconds: nobody is taken for dead
 NO_ANSWER = {"fault": "refusal", "fraction": 1.0, "metadata": {"shard": "1", "round": "1"}}
 LENIENT = {"canary": {"requests": CANARY, "max_failure_rate": 1}}
 

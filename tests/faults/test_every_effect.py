@@ -210,7 +210,6 @@ def test_every_effect_of_a_drain(
         url = f"sqlite:///{shutil.copy(empty_ledger, home / 'ledger.db')}"
         transport = effects.transport(network)
         world = QueueWorld(home, service, url=url, transport=transport, policy=QUICK)
-        world.create_timeout = 2.0
         world.asked = [request(number) for number in ASKED]
         world.before = frozenset(one["id"] for one in service.batches()["batches"])
         return _ready(world, service, effects)

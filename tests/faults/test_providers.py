@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -13,13 +12,13 @@ import pytest
 
 from include.errors import ConfigurationError
 from include.job_spec import JobSpec
+from include.local_stack.rest import wait_until
 from include.provider import AZURE, COMPATIBLE, OPENAI, ProviderProfile
 from include.simulator.process import Simulator
-from include.waiting import WaitPolicy
 from tests.faults.audit import bill_of, full_audit, rows_of
 from tests.faults.conftest import Tally
 from tests.faults.effects import Said, until_done
-from tests.faults.world import QUICK, World, job
+from tests.faults.world import FirstIsLate, World, job
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("quick_retries")]
 
@@ -29,6 +28,8 @@ DEPLOYMENT = "our-mini"
 PROFILES = [OPENAI, replace(AZURE, models={DEPLOYMENT: MODEL}), COMPATIBLE]
 POST = {"method": "POST", "path": "/batches$"}
 DAYS = count()
+PATIENCE = 60.0  # seconds
+AT_WORK = ("in_progress", "processing")  # as the providers say it
 
 
 @pytest.fixture(scope="module", params=PROFILES, ids=lambda profile: profile.name)
@@ -68,10 +69,14 @@ def world(folder: Path, service: Simulator, profile: ProviderProfile) -> Iterato
     yield made
     made.close()
     # A stalled call outlives its client, and must not use up a rule of the next test.
-    while any(call["path"].endswith("/batches") and not call["seconds"]
-              for call in service.requests()):  # fmt: skip
-        time.sleep(0.05)
+    wait_until("the end of all calls", PATIENCE, lambda: all_ended(service), interval=0.05)
     service.clear_faults()
+
+
+def all_ended(service: Simulator) -> bool:
+    """Whether no call for batches is under way."""
+    calls = [one for one in service.requests() if one["path"].endswith("/batches")]
+    return all(one["seconds"] for one in calls)
 
 
 def test_a_job_with_errors_comes_to_the_same(world: World, said: Said, tally: Tally) -> None:
@@ -102,7 +107,7 @@ def test_a_lost_answer_pays_nothing_twice(
     """The answer to the second POST is lost: the batch that was made is found, or made once."""
     slow = {"seconds": 2.2} if fault == "stall_before" else {}
     (rule,) = world.simulator.add_faults({"fault": fault, **POST, "nth": 2, **slow})
-    world.create_timeout = 1.0
+    world.create_timeout = 1.0 if slow else world.create_timeout
 
     report = until_done(world, said)
 
@@ -132,7 +137,7 @@ def test_what_a_cancelled_batch_has_done_is_kept(world: World, said: Said) -> No
     world.simulator.add_faults(
         {"fault": "stuck", "status": "in_progress", "nth": 1, "metadata": {"round": "1"}}
     )
-    world.wait = WaitPolicy(deadline_hours=1 / 3600, cancel_hours=1)
+    world.wait = FirstIsLate(has=lambda batch: batch.api_status in AT_WORK)
 
     report = until_done(world, said)
 
@@ -145,11 +150,11 @@ def test_a_batch_that_is_listed_late_is_found_by_its_file(folder: Path, said: Sa
     """No metadata, listed after the grace period, its file deleted: still known as a duplicate."""
     with start(folder / "simulator", COMPATIBLE, instant=True) as service:
         world = World(folder, service, spec=job_of(COMPATIBLE), profile=COMPATIBLE)
-        world.policy = replace(QUICK, grace=0.01)
         world.fill(3)
         service.add_faults(
             {"fault": "reset_after", **POST, "nth": 1},
-            {"fault": "hide_new_batches", "seconds": 1.0, "times": 3},
+            # Three looks find nothing: the two of the grace period, and that after the fence.
+            {"fault": "hide_new_batches", "seconds": 3_600, "times": 3},
         )
         report = until_done(world, said)
         ledger = world.ledger()

@@ -33,6 +33,7 @@ from include.waiting import Verdict, WaitPolicy, look
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+EARLIER, LATER = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 KEY = "sk-canary-7c1f"  # must never be seen in a log, an error or the ledger
 TEXT = "canary-row-text"  # nor this, which begins every row's text
 SCHEMA = {
@@ -82,6 +83,27 @@ def thrifty_job(**changes: Any) -> JobSpec:
     return job(**parts | changes)
 
 
+@dataclass(frozen=True)
+class FirstIsLate(WaitPolicy):
+    """The deadline of the first batch passes when it `has` come so far; that of others never.
+
+    Its last call passes at once when it is seen cancelling, with `is_deaf`.
+    """
+
+    has: Callable[[Batch], bool] = lambda _batch: True
+    is_deaf: bool = False
+
+    def deadline(self, batch: Batch) -> datetime:
+        """By what is seen of the batch instead of by the clock."""
+        is_first = (batch.round, batch.shard) == (1, 1)
+        is_past = is_first and (self.has(batch) or batch.api_status == "cancelling")
+        return EARLIER if is_past else LATER
+
+    def last_call(self, batch: Batch) -> datetime:
+        """Likewise."""
+        return EARLIER if self.is_deaf and batch.api_status == "cancelling" else LATER
+
+
 @dataclass
 class World:
     """Everything that one partition needs; `folder` holds its databases and artifacts.
@@ -98,8 +120,8 @@ class World:
     headers: dict[str, str] = field(default_factory=dict)
     policy: SubmissionPolicy = QUICK
     profile: ProviderProfile = OPENAI
-    create_timeout: float = 2.0  # seconds
-    patience: float = 60.0  # seconds that a batch may take
+    create_timeout: float = 60.0  # seconds: on a busy machine a late answer is not a lost one
+    patience: float = 300.0  # seconds that a batch may take
     wait: WaitPolicy = field(default_factory=lambda: WaitPolicy(lost_minutes=0.0))
     jobs: Path = JOBS_ROOT
     limit: SpendLimit | None = None
@@ -244,7 +266,8 @@ class World:
     def submit(self, batch: Batch, ledger: Ledger) -> None:
         """Submit, and come back while a limit is reached."""
         submission = Submission(ledger, self.api(), self.artifacts(), self.policy)
-        for _ in range(200):
+        until = time.monotonic() + self.patience
+        while time.monotonic() < until:
             try:
                 submission.submit(
                     batch.submission_id, enqueued_tokens=self.spec.limits.enqueued_tokens
