@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
+    from include.ledger import Ledger
+
 
 class ExtractOperator(BatchOperator):
     """Opens the run of this data interval, or joins the open one, and writes its snapshot.
@@ -120,9 +122,9 @@ class SubmitBatchOperator(BatchOperator):
         self.openai_conn_id = openai_conn_id
         self.deferrable = deferrable
 
-    def works_on(self) -> str | None:
+    def works_on(self, ledger: Ledger) -> str | None:
         """Return the id of the run; a file of your own is registered first."""
-        return None if self.submission is None else run_of(self.submission)
+        return None if self.submission is None else run_of(self.submission, ledger)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Submit; come back later when it is not our turn."""
@@ -184,9 +186,9 @@ class CollectResultsOperator(BatchOperator):
         super().__init__(**kwargs)
         self.batch = batch
 
-    def works_on(self) -> str:
+    def works_on(self, ledger: Ledger) -> str:
         """Return the id of the run."""
-        return run_of(self.batch)
+        return run_of(self.batch, ledger)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Collect."""

@@ -61,7 +61,8 @@ class BatchSensor(BaseSensorOperator):
 
     def pre_execute(self, context: Context) -> None:
         """Go on with the run, when its Airflow run had ended and this task was cleared."""
-        go_on(run_of(self.batch), context)
+        ledger = connections.ledger()
+        go_on(ledger, run_of(self.batch, ledger), context)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Return at once when the batch has ended; otherwise defer, or poke."""

@@ -17,6 +17,7 @@ from llm_batch.notices import tell
 if TYPE_CHECKING:
     from airflow.sdk import BaseNotifier, Context
 
+    from include.ledger import Ledger
     from include.ledger_records import Batch, Partition
 
 SHORTEST_DEFERRAL = 10.0  # seconds; see BatchTrigger.run
@@ -40,11 +41,12 @@ class BatchOperator(BaseOperator):
 
     def pre_execute(self, context: Context) -> None:
         """Go on with the run, when its Airflow run had ended and this task was cleared."""
-        run_id = self.works_on()
+        ledger = connections.ledger()
+        run_id = self.works_on(ledger)
         if run_id is not None:
-            go_on(run_id, context)
+            go_on(ledger, run_id, context)
 
-    def works_on(self) -> str | None:
+    def works_on(self, ledger: Ledger) -> str | None:
         """Return the id of the run that this is a step of; None when it opens or joins one."""
         return None
 
@@ -58,7 +60,7 @@ class RunOperator(BatchOperator):
         super().__init__(**kwargs)
         self.run = run
 
-    def works_on(self) -> str:
+    def works_on(self, ledger: Ledger) -> str:
         """Return the id of the run."""
         return str(self.run["run_id"])
 
@@ -77,13 +79,11 @@ class RoundOperator(RunOperator):
         self.round_number = round_number
 
 
-def go_on(run_id: str, context: Context) -> None:
+def go_on(ledger: Ledger, run_id: str, context: Context) -> None:
     """Record that this Airflow run works on the run, so that others leave its rows to it."""
     from include import participants
 
-    participants.go_on(
-        connections.ledger(), run_id, context["dag_run"].dag_id, context["dag_run"].run_id
-    )
+    participants.go_on(ledger, run_id, context["dag_run"].dag_id, context["dag_run"].run_id)
 
 
 def partition(job: str, context: Context) -> Partition:
@@ -107,9 +107,9 @@ def shard(row: Batch, enqueued_tokens: int | None) -> dict[str, Any]:
     }
 
 
-def run_of(batch: dict[str, Any]) -> str:
+def run_of(batch: dict[str, Any], ledger: Ledger) -> str:
     """Return the id of the run of a batch; `batch` is what `shard` returned."""
-    return connections.ledger().batch(batch["submission_id"]).run_id
+    return ledger.batch(batch["submission_id"]).run_id
 
 
 def come_back(operator: BaseOperator, seconds: float, *, deferrable: bool) -> None:
