@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection
 from include import ledger_database, participants
 from include import ledger_tables as tables
 from include.errors import ConfigurationError, LLMBatchError
-from include.job_spec import JobSpec
+from include.job_spec import JobSpec, with_overrides
 from include.ledger import Ledger
 from include.ledger_records import Batch, BatchState, Run, RunState, now
 from include.partition_state import NORMAL, failures_left
@@ -108,8 +108,9 @@ class Redrive:
     """What sending the failed rows of a partition again would do."""
 
     run: Run
-    rows: int  #: that have failed for good
+    rows: int  #: that are sent: those that have failed for good
     cost_usd: Decimal | None  #: about what one more answer for each of them costs
+    is_changed: bool = False  #: the job asks something else by now: then `rows` are all rows
 
 
 def plan_cancel(ledger: Ledger, run_id: str, submission_id: str | None = None) -> Cancellation:
@@ -219,8 +220,11 @@ def _cancel_one(
     return f"{view.batch_id} {view.status}"
 
 
-def plan_redrive(ledger: Ledger, run_id: str) -> Redrive:
+def plan_redrive(ledger: Ledger, run_id: str, job: JobSpec | None = None) -> Redrive:
     """Return what sending the failed rows of the run's partition again would do.
+
+    `job` is the job's folder as it is now, where that is at hand: no row is loaded with a request
+    that has changed, so all of them would be sent.
 
     Raises `ConfigurationError` while the normal run of these rows is open, or when no row has
     failed. A redrive that is open already is joined.
@@ -241,8 +245,21 @@ def plan_redrive(ledger: Ledger, run_id: str) -> Redrive:
     rows = failures_left(one for one in runs if one.state == RunState.DONE)
     if not rows:
         raise ConfigurationError(f"{run}: no row of the partition has failed; nothing to redrive.")
+    is_changed = job is not None and _asks_else(job, run)
+    rows = run.rows if is_changed else rows
     each = price_per_request(run, ledger.batches(run_id))
-    return Redrive(run, rows, None if each is None else each * rows)
+    return Redrive(run, rows, None if each is None else each * rows, is_changed)
+
+
+def _asks_else(job: JobSpec, run: Run) -> bool:
+    """Tell whether a redrive, with the model of the run, finds none of its rows as loaded."""
+    then = JobSpec.from_json(run.spec)
+    try:
+        now_asked = with_overrides(job, model=then.request.model)
+    except ConfigurationError:  # the run will say so, and send nothing
+        return False
+    places = ((one.target.table, one.target.path) for one in (now_asked, then))
+    return now_asked.question != then.question or len(set(places)) > 1
 
 
 def _is_alike(one: Run, run: Run) -> bool:

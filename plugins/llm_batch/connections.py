@@ -56,6 +56,16 @@ def jobs_root() -> Path:
     return Path(conf.get(SECTION, "jobs", fallback="") or JOBS_ROOT)
 
 
+def job_now(name: str) -> JobSpec | None:
+    """Return a job as its folder says now; None where it is not at hand, or broken."""
+    from include.job_spec import load_job
+
+    try:
+        return load_job(name, jobs_root())
+    except ConfigurationError:
+        return None
+
+
 def artifacts() -> Artifacts:
     """Return the files of all runs, at the URI of `[llm_batch] artifacts`."""
     return _files_at(_artifacts_uri())

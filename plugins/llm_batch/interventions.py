@@ -113,11 +113,8 @@ def redrive(options: argparse.Namespace, engine: Engine) -> Answer:
     """Send the failed rows of one partition again, after a question."""
     ledger = Ledger(engine)
     run = overview.run_at(engine, options.job, options.day)
-    plan = actions.plan_redrive(ledger, run.run_id)
-    told = (
-        f"{plan.run}: {counted(plan.rows, 'failed row is', 'failed rows are')} sent again, about "
-        f"{money(plan.cost_usd)}. Rows that are loaded are left out."
-    )
+    plan = actions.plan_redrive(ledger, run.run_id, connections.job_now(run.job))
+    told = _redrive_text(plan)
     data: dict[str, Any] = {
         "run_id": run.run_id,
         "rows": plan.rows,
@@ -137,6 +134,18 @@ def redrive(options: argparse.Namespace, engine: Engine) -> Answer:
             f"DAG {run.dag_id} is paused: the run waits until `airflow dags unpause {run.dag_id}`."
         )
     return Answer(data | {"action": _action_data(done)}, "\n".join(lines))
+
+
+def _redrive_text(plan: actions.Redrive) -> str:
+    cost = money(plan.cost_usd)
+    if plan.is_changed:
+        rows = counted(plan.rows, "row is", "rows are")
+        return (
+            f"{plan.run}: its job asks something else by now, so {rows} sent, loaded ones too, "
+            f"about {cost}."
+        )
+    failed = counted(plan.rows, "failed row is", "failed rows are")
+    return f"{plan.run}: {failed} sent again, about {cost}. Rows that are loaded are left out."
 
 
 def erase(options: argparse.Namespace, engine: Engine) -> Answer:

@@ -100,7 +100,7 @@ def ask_redrive(
 ) -> Response:
     """Ask whether to redrive, with what it would cost."""
     run = found_run(dag_id, ledger_run)
-    plan = actions.plan_redrive(ui_pages.writable_ledger(), run.run_id)
+    plan = _plan_redrive(run)
     return _question(
         request,
         user,
@@ -130,11 +130,15 @@ async def redrive(
         return from_thread.run(ui_airflow.trigger_redrive, request, plan)
 
     def act() -> actions.Action:
-        ledger = ui_pages.writable_ledger()
-        plan = actions.plan_redrive(ledger, run.run_id)
-        return actions.redrive(plan, ledger, _actor(user), trigger=trigger)
+        plan = _plan_redrive(run)
+        return actions.redrive(plan, ui_pages.writable_ledger(), _actor(user), trigger=trigger)
 
     return _back(run, await to_thread.run_sync(act))
+
+
+def _plan_redrive(run: Run) -> actions.Redrive:
+    job = connections.job_now(run.job)
+    return actions.plan_redrive(ui_pages.writable_ledger(), run.run_id, job)
 
 
 def _question(

@@ -403,6 +403,30 @@ def test_a_redrive_starts_a_run_over_the_same_interval(open_run: str, say: Said)
     assert conf_of(run_id) == {"redrive": True, "model": "gpt-5-mini"}
 
 
+def test_a_redrive_of_a_changed_job_says_so(
+    open_run: str, say: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anybody says yes: a new prompt sends all rows, and the price is theirs."""
+    from llm_batch import connections
+
+    ledger = connections.ledger()
+    rows = ledger.run(open_run).rows
+    ledger.finish_run(open_run, loaded=rows - 2, failed=2)
+    shutil.copytree(JOBS_ROOT / "ticket_triage", tmp_path / "ticket_triage")
+    monkeypatch.setenv("AIRFLOW__LLM_BATCH__JOBS", str(tmp_path))
+    before = say("redrive", "ticket_triage", "2026-11-04", "--json")
+    with (tmp_path / "ticket_triage" / "prompt.md").open("a") as prompt:
+        prompt.write("Be brief.\n")
+
+    code, said = say("redrive", "ticket_triage", "2026-11-04", "--json")
+
+    assert (before[0], json.loads(before[1])["rows"]) == (DECLINED, 2)
+    assert (code, json.loads(said)["rows"]) == (DECLINED, rows)
+    assert (
+        f"{rows} rows are sent, loaded ones too" in say("redrive", "ticket_triage", "2026-11-04")[1]
+    )
+
+
 def conf_of(run_id: str) -> Any:
     """The params of an Airflow run."""
     from airflow.utils.session import create_session

@@ -73,6 +73,43 @@ def test_a_redrive_asks_what_its_run_has_asked(world: World) -> None:
     world.simulator.clear_faults()
 
 
+def test_a_redrive_of_a_changed_job_tells_all_rows(world: World) -> None:
+    """A changed prompt is another request: no row is loaded with it, and each one is paid for."""
+    world.simulator.add_faults({"fault": "line_error", "status": 400, "times": 1})
+    first = world.run()
+    ledger = world.ledger()
+    same = actions.plan_redrive(ledger, first.run_id, world.spec)
+    request = world.spec.request.model_copy(update={"prompt": "Name the note.\n---\n{{ body }}"})
+    world.spec = world.spec.model_copy(update={"request": request})
+
+    plan = actions.plan_redrive(ledger, first.run_id, world.spec)
+    again = world.run(mode=pipeline.REDRIVE)
+
+    assert (same.rows, same.is_changed) == (first.failed, False)
+    assert (plan.rows, plan.is_changed) == (again.requests, True)
+    assert again.requests == ROWS
+    assert plan.cost_usd is not None
+    assert same.cost_usd is not None
+    assert plan.cost_usd == same.cost_usd / first.failed * ROWS
+    world.simulator.clear_faults()
+
+
+def test_another_model_of_a_run_is_no_change_of_its_job(world: World) -> None:
+    """Its redrive has that model as its param; limits and budget shape no request either."""
+    usual = world.spec
+    world.spec = with_overrides(usual, model="gpt-4.1-mini")
+    world.simulator.add_faults({"fault": "line_error", "status": 400, "times": 1})
+    first = world.run()
+    limits = usual.limits.model_copy(update={"requests_per_batch": 7})
+
+    plan = actions.plan_redrive(
+        world.ledger(), first.run_id, usual.model_copy(update={"limits": limits})
+    )
+
+    assert (plan.rows, plan.is_changed) == (first.failed, False)
+    world.simulator.clear_faults()
+
+
 def test_the_params_of_a_redrive_are_those_of_airflow(ledger: Ledger, spec: JobSpec) -> None:
     """Plain JSON; of a run over all rows without a sample."""
     whole = opened(ledger, spec, pipeline.NORMAL)
