@@ -142,6 +142,12 @@ def plan_cancel(ledger: Ledger, run_id: str, submission_id: str | None = None) -
     )
 
 
+def plan_cancel_all(ledger: Ledger, run_ids: Sequence[str]) -> list[Cancellation]:
+    """Return what cancelling these runs would do; one that has ended by now is left out."""
+    runs = (ledger.run(one) for one in run_ids)
+    return [plan_cancel(ledger, one.run_id) for one in runs if one.state == RunState.OPEN]
+
+
 def _at_api(ledger: Ledger, run: Run) -> list[Batch]:
     return [one for one in ledger.batches(run.run_id) if one.state == BatchState.SUBMITTED]
 

@@ -55,7 +55,7 @@ def cancel(options: argparse.Namespace, engine: Engine) -> Answer:
 def _plans(options: argparse.Namespace, engine: Engine, ledger: Ledger) -> list[Cancellation]:
     if options.all:
         opened = overview.open_runs(engine, options.job)
-        return [actions.plan_cancel(ledger, one["run_id"]) for one in opened]
+        return actions.plan_cancel_all(ledger, [one["run_id"] for one in opened])
     run = overview.find_run(engine, options.run)
     submission = None
     if options.batch:

@@ -12,6 +12,7 @@ import pytest
 from include import actions, pipeline
 from include.actions import ActionKind, Actor, Outcome
 from include.errors import ConfigurationError, TransientError
+from include.job_spec import with_overrides
 from include.ledger import Ledger
 from include.ledger_records import Batch
 from include.partition_state import failures_left
@@ -116,6 +117,19 @@ def test_a_batch_that_is_made_meanwhile_is_cancelled_with_its_run(world: World) 
     batch = ledger.batch(built.submission_id)
     assert plan.batches == ()
     assert _status(world, batch) in {"cancelling", "cancelled"}
+
+
+def test_a_run_that_has_ended_meanwhile_keeps_no_other_back(world: World) -> None:
+    """Of all open runs, one is done before it is looked at: the others can be cancelled."""
+    ledger, batch = _at_the_api(world)
+    world._is_open = False
+    world.spec = with_overrides(world.spec, sample=0.9)
+    done = world._opened(ledger, pipeline.NORMAL)
+    ledger.finish_run(done.run_id, loaded=0, failed=0)
+
+    plans = actions.plan_cancel_all(ledger, [done.run_id, batch.run_id])
+
+    assert [one.run.run_id for one in plans] == [batch.run_id]
 
 
 def test_an_action_that_fails_is_on_record_and_told(world: World) -> None:
