@@ -57,12 +57,16 @@ def of_limit(connection: Connection, name: str) -> Spending:
     person has rejected, or that its canary has stopped.
     """
     columns, limited = tables.batch.c, tables.limited_run.c
-    is_ours = sa.exists().where(
-        limited.name == name,
-        limited.run_id == columns.run_id,
-        sa.or_(columns.collected_at.is_(None), columns.collected_at >= limited.joined_at),
+    joined = sa.select(limited.joined_at).where(
+        limited.name == name, limited.run_id == columns.run_id
     )
-    done = columns.state == BatchState.COLLECTED
+    is_ours = sa.and_(
+        # By the runs' ids: every other batch that there ever was is passed over by an index.
+        columns.run_id.in_(sa.select(limited.run_id).where(limited.name == name)),
+        sa.or_(columns.collected_at.is_(None), columns.collected_at >= joined.scalar_subquery()),
+    )
+    # Not the bare column: its index would lead to nearly all batches, for they are collected.
+    done = sa.func.coalesce(columns.state, "") == BatchState.COLLECTED
     is_refused = sa.and_(columns.state == BatchState.PREPARED, _is_rejected())
     is_held_back = sa.or_(is_refused, _is_held_back())
     return Spending(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -141,6 +143,32 @@ def test_a_plan_that_was_rejected_is_not_counted_in_a_limit(ledger: Ledger) -> N
     with pytest.raises(BudgetExceededError, match=r"in flight \$17\.0000"):
         approve(ledger.run(late.run_id), ledger, by="kim")
     assert was_rejected(late, ledger)
+
+
+def test_a_limit_looks_at_its_own_runs_alone(tmp_path: Path) -> None:
+    """By an index: it is asked under the ledger's lock, however many batches there ever were."""
+    ledger = Ledger(sa.create_engine(f"sqlite:///{tmp_path}/ledger.db"))
+    ours = limited(ledger, run(ledger))
+    asked: list[tuple[str, Any]] = []
+
+    def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        if statement.startswith("SELECT"):
+            asked.append((statement, parameters))
+
+    with reading(ledger.engine) as connection:
+        sa.event.listen(ledger.engine, "before_cursor_execute", note)
+        spending.of_limit(connection, "all days")
+        sa.event.remove(ledger.engine, "before_cursor_execute", note)
+        plans = [
+            step[3]
+            for statement, parameters in asked
+            for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            if "llm_batch_batch" in step[3]
+        ]
+
+    assert ours
+    assert len(plans) == len(asked) == 6
+    assert {one for one in plans if "ix_llm_batch_batch_run_id" not in one} == set()
 
 
 def test_another_month_is_another_budget(ledger: Ledger) -> None:
