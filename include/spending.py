@@ -98,7 +98,10 @@ def of_month(connection: Connection, job: str, month: Month, *, but_for: str = "
         sa.not_(_is_held_back()),
     )
     on_its_way = sa.and_(
-        columns.job == job, columns.run_id != but_for, sa.or_(columns.state.in_(AT_WORK), waits)
+        columns.job == job,
+        columns.collected_at.is_(None),  # true of all of them: an index passes over the others
+        columns.run_id != but_for,
+        sa.or_(columns.state.in_(AT_WORK), waits),
     )
     return Spending(_spent(connection, collected), _planned(connection, on_its_way))
 
