@@ -37,6 +37,7 @@ from include.spec_values import (
     WholeNumber,
     as_decimal,
     connection_id,
+    json_mapping,
     not_blank,
     unless_empty,
 )
@@ -64,14 +65,6 @@ def _endpoint_url(url: str, info: ValidationInfo) -> str:
     raise ValueError(
         f"unknown endpoint; allowed: {', '.join(ENDPOINTS)} (and others with `output: raw`)"
     )
-
-
-def _json_mapping(params: dict[str, Any]) -> dict[str, Any]:
-    try:
-        json.dumps(params, allow_nan=False)
-    except (TypeError, ValueError):
-        raise ValueError("must hold only what JSON can say (quote dates)") from None
-    return params
 
 
 class Builder(SpecModel):
@@ -162,7 +155,7 @@ class Request(SpecModel):
     output_schema: dict[str, Any] | None = None
     strict: Annotated[bool, Field(strict=True)] = True
     vector_size: WholeNumber | None = None
-    params: Annotated[dict[str, Any], AfterValidator(_json_mapping)] = Field(default_factory=dict)
+    params: Annotated[dict[str, Any], AfterValidator(json_mapping)] = Field(default_factory=dict)
     priced_as: NotBlank | None = None
 
     @property

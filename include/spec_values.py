@@ -5,6 +5,7 @@ DAG files import this module: it needs pydantic and the standard library only.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
@@ -21,6 +22,15 @@ def _column_name(name: str) -> str:
     if not name or len(name) > 63:  # PostgreSQL cuts longer names silently
         raise ValueError("must have 1 to 63 characters")
     return name
+
+
+def json_mapping(params: dict[str, Any]) -> dict[str, Any]:
+    """Return `params` if JSON can say all of it."""
+    try:
+        json.dumps(params, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("must hold only what JSON can say (quote dates)") from None
+    return params
 
 
 def connection_id(name: str) -> str:
