@@ -206,7 +206,7 @@ def _stored(text: str, family: Family) -> list[Any]:
     try:
         if family in READERS:
             return [READERS[family](text)]
-        # SQLite has texts for times, with another mark for UTC.
-        return [text, datetime.fromisoformat(text).isoformat()]
+        # SQLite has texts for times; those with a time zone have another mark for UTC.
+        return [text, datetime.fromisoformat(text).isoformat()] if text.endswith("Z") else [text]
     except (ValueError, KeyError, ArithmeticError):
         return [] if family in READERS else [text]

@@ -115,11 +115,26 @@ def test_a_failed_row_goes_though_its_artifacts_are_gone(world: World) -> None:
     assert erased(world, "n0004").rows == 0
 
 
+def test_a_key_that_looks_like_a_time_is_no_other_key(world: World) -> None:
+    """Texts that mean the same moment are two keys: the other row stays."""
+    world.run()
+    with world.target().begin() as connection:
+        for old, new in (("n0003", "20261101"), ("n0004", "2026-11-01T00:00:00")):
+            connection.exec_driver_sql(
+                "UPDATE note_labels SET note_id = ? WHERE note_id = ?", (new, old)
+            )
+
+    assert erased(world, "20261101").rows == 1
+    assert "2026-11-01T00:00:00" in loaded(world)
+
+
 @pytest.mark.parametrize(
     ("family", "text", "values"),
     [
         (Family.TEXT, "T-1", ["T-1"]),
         (Family.TEXT, TIME, [TIME, "2026-11-01T10:00:00+00:00"]),
+        (Family.TEXT, "20261101", ["20261101"]),
+        (Family.TEXT, "2026-11-01", ["2026-11-01"]),
         (Family.INTEGER, "4711", [4711]),
         (Family.INTEGER, "T-1", []),
         (Family.NUMERIC, "nothing", []),
