@@ -25,10 +25,11 @@ from include import ledger_database
 from include import ledger_tables as tables
 from include.artifacts import COMPRESSED, Artifacts
 from include.batch_view import BatchView
-from include.errors import LLMBatchError, NotOfferedError, NotThereError
+from include.errors import ConfigurationError, LLMBatchError, NotOfferedError, NotThereError
 from include.figures import counted
 from include.ledger import Ledger
 from include.ledger_records import OVER, Batch, BatchState, Run, RunState, now
+from include.rival_runs import check_not_overtaken
 from include.submission import drop_duplicate
 
 if TYPE_CHECKING:
@@ -180,7 +181,10 @@ class Housekeeping:
 
     def _adopt(self, batch: Batch, view: BatchView, chore: Chore) -> None:
         if self.ledger.run(batch.run_id).state == RunState.CLOSED:
-            self._cancel_late(batch, view, chore)
+            self._cancel_late(batch, view, chore, "of closed runs")
+            return
+        if self._is_overtaken(batch):
+            self._cancel_late(batch, view, chore, "of overtaken runs")
             return
         silent = self.clock() - (batch.intent_at or view.created_at)
         if silent < timedelta(hours=self.keep.quiet_hours):
@@ -195,12 +199,21 @@ class Housekeeping:
         if claim is not None:
             self.ledger.submitted(claim.batch, view.batch_id, view.status)
 
-    def _cancel_late(self, batch: Batch, view: BatchView, chore: Chore) -> None:
-        """Cancel a batch that was listed only after its run was closed: nobody collects it."""
+    def _is_overtaken(self, batch: Batch) -> bool:
+        """Tell whether another run has loaded its rows, so that nobody may submit it any more."""
+        try:
+            with ledger_database.reading(self.ledger.engine) as connection:
+                check_not_overtaken(connection, batch)
+        except ConfigurationError:
+            return True
+        return False
+
+    def _cancel_late(self, batch: Batch, view: BatchView, chore: Chore, what: str) -> None:
+        """Cancel a batch that was listed only when nobody could collect it any more."""
         if view.is_final:
             chore.note("known")
             return
-        chore.note("of closed runs", f"{batch}: {view.batch_id} ({view.status}) is cancelled.")
+        chore.note(what, f"{batch}: {view.batch_id} ({view.status}) is cancelled.")
         if self.apply:
             self.api(batch.conn_id).cancel(view.batch_id)
 

@@ -26,7 +26,7 @@ from include.provider import OPENAI
 from include.request_queue import RequestQueue
 from include.simulator.process import Simulator
 from include.submission import Submission, SubmissionPolicy
-from tests.faults.world import KEY, World
+from tests.faults.world import KEY, World, job
 
 ROWS = 7  # two request files
 DAY = timedelta(days=1)
@@ -315,6 +315,29 @@ def test_a_batch_whose_maker_died_is_adopted(world: World) -> None:
     world.run()
     assert findings(world) == []
     assert len(world.simulator.batches()["batches"]) == 2
+
+
+def test_an_orphan_that_another_run_has_overtaken_keeps_no_other_back(tmp_path: Path) -> None:
+    """Nobody can ever collect it: it is cancelled, and the one after it is adopted."""
+    with Simulator.start(tmp_path / "slow", seconds_in_progress=60) as simulator:
+        world = World(tmp_path, simulator)
+        world.fill(ROWS)
+        late, other = (world.ledger().batch(one) for one in left_behind(world))
+        ledger = world.ledger()
+        assert ledger.release(late, "withdrawn: no batch was made")
+        world.spec, world._is_open = job(sample=0.9), False
+        done = world._opened(ledger, pipeline.NORMAL)
+        ledger.finish_run(done.run_id, loaded=0, failed=0)
+
+        chore = keeper(world, later=timedelta(hours=2)).orphans()
+
+        assert chore.counts == {"of overtaken runs": 1, "adopted": 1}
+        assert ledger.batch(other.submission_id).state == BatchState.SUBMITTED
+        found = {
+            one.submission_id: one.status for one in world.api().newest(now() - timedelta(hours=1))
+        }
+        assert found[late.submission_id] in {"cancelling", "cancelled"}
+        world.close()
 
 
 def test_a_submission_that_is_under_way_is_left_alone(world: World) -> None:
