@@ -115,6 +115,21 @@ class Artifacts:
             temporary.unlink(missing_ok=True)
             raise
 
+    def compress(self, path: str) -> None:
+        """Replace an artifact by its gzip, which `open` reads as if it were the file.
+
+        The compressed file appears whole before the plain one goes; killed in between, both are
+        there.
+        """
+        with (
+            self.create(path + COMPRESSED) as stream,
+            # Without a time in it, compressing the same file twice gives the same bytes.
+            gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed,
+            self.open(path) as plain,
+        ):
+            shutil.copyfileobj(plain, packed)
+        self.delete(path)
+
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
         """Yield a local file with the bytes of `path`; a remote one is fetched first."""

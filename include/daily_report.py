@@ -16,13 +16,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, RowMapping
 
-from include import dashboard, ledger_database
+from include import dashboard, figures, ledger_database
 from include import ledger_tables as tables
 from include.cost import known_total
-from include.dashboard import Span, Spent
+from include.dashboard import Spent
 from include.figures import counted
 from include.ledger_records import RunState, now
 from include.overview import is_said_anew
+from include.span import STEP, Span
 
 HISTORY = 14  # days of the chart of money
 MOST = 20  # rows of each list; its title says how many there are
@@ -131,7 +132,7 @@ def daily_report(engine: Engine, day: date) -> DailyReport:
     with ledger_database.reading(engine) as connection:
         # A job may have had two DAGs: its own, and one of somebody who uses the operators.
         names = list(dict.fromkeys(one.job for one in dashboard.jobs(connection)))
-        history = Span(day - (HISTORY - 1) * dashboard.STEP, day)
+        history = Span(day - (HISTORY - 1) * STEP, day)
         spent = dashboard.spent(connection, names, history)
         reasons, _ = dashboard.reasons(connection, names, span)
         return DailyReport(
@@ -231,7 +232,7 @@ def _slowest(connection: Connection, span: Span) -> Findings:
     )
 
     def what(row: RowMapping) -> str:
-        took = span_text(row["ended_at"] - row["submitted_at"])
+        took = figures.span(row["ended_at"] - row["submitted_at"])
         return f"{took}, {counted(row['requests'], 'request')}, {row['api_status']}"
 
     return _batches(connection, ended, taken.desc(), what)
@@ -385,14 +386,6 @@ def _finding(row: RowMapping, what: str) -> Finding:
         what=what,
         batch_id=row.get("batch_id"),
     )
-
-
-def span_text(span: timedelta) -> str:
-    """Return a duration for people."""
-    seconds = max(int(span.total_seconds()), 0)
-    if seconds < 120:
-        return f"{seconds} s"
-    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _at(moment: datetime) -> str:

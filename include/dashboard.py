@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -23,6 +23,7 @@ from include.figures import counted
 from include.ledger_records import OVER, BatchState, RunState
 from include.ledger_sums import as_date, day_of, money_sum
 from include.partition_state import failures_left
+from include.span import Span
 
 MOST_JOBS = 500
 MOST_RUNS = 4_000  # of all jobs in the days that are shown
@@ -31,35 +32,6 @@ MOST_REASONS = 3_000  # different texts of reasons
 MOST_TIMES = 2_000  # newest batches whose times are compared
 MANY = 0.05  # of the rows have failed: worth a stronger colour
 WORKING = (BatchState.SUBMITTING, BatchState.SUBMITTED)
-STEP = timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class Span:
-    """The days that a page is about, first and last included, in UTC."""
-
-    first: date
-    last: date
-
-    @property
-    def days(self) -> list[date]:
-        """Every day."""
-        return [self.first + n * STEP for n in range((self.last - self.first).days + 1)]
-
-    @property
-    def start(self) -> datetime:
-        """When the first day begins."""
-        return datetime.combine(self.first, time(), UTC)
-
-    @property
-    def end(self) -> datetime:
-        """When the day after the last begins."""
-        return datetime.combine(self.last + STEP, time(), UTC)
-
-    def moved(self, spans: int) -> Span:
-        """Return the span as many of its lengths later (earlier when negative)."""
-        by = spans * len(self.days) * STEP
-        return Span(self.first + by, self.last + by)
 
 
 @dataclass(frozen=True)

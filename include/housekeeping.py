@@ -10,11 +10,8 @@ chore does what it can, and raises that connection's error at its end.
 
 from __future__ import annotations
 
-import gzip
 import logging
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,8 +20,9 @@ import sqlalchemy as sa
 
 from include import ledger_database
 from include import ledger_tables as tables
-from include.artifacts import COMPRESSED, Artifacts
+from include.artifacts import Artifacts
 from include.batch_view import BatchView
+from include.chore import Chore, Failing
 from include.errors import ConfigurationError, LLMBatchError, NotOfferedError, NotThereError
 from include.figures import counted
 from include.ledger import Ledger
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PAGE = 200  # rows of the ledger at a time
-SHOWN = 50  # lines of a report
 WORTH_IT = ".jsonl"  # files to compress: Parquet is compressed already
 HOLDER = "housekeeping"
 
@@ -57,62 +54,6 @@ class Keep:
     history_days: float = 730.0  #: history in the ledger; runs, batches and their money stay
     orphan_days: float = 8.0  #: how far back orphan batches are looked for at the API
     quiet_hours: float = 1.0  #: of silence before a submission counts as left behind
-
-
-ONE = {  # of what chores count
-    "batches": "batch",
-    "second batches": "second batch",
-    "files": "file",
-    "files compressed": "file compressed",
-    "runs": "run",
-    "runs compressed": "run compressed",
-    "runs deleted": "run deleted",
-}
-
-
-@dataclass
-class Chore:
-    """What one chore found, and whether it did something about it."""
-
-    name: str
-    applied: bool
-    counts: dict[str, int] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-
-    def note(self, what: str, line: str = "") -> None:
-        """Count one thing; keep a line about it as long as there are few."""
-        self.counts[what] = self.counts.get(what, 0) + 1
-        if line and len(self.lines) < SHOWN:
-            self.lines.append(line)
-
-    def text(self) -> str:
-        """Return the lines that somebody reads."""
-        counts = ", ".join(
-            counted(number, ONE.get(what, what), what) for what, number in self.counts.items()
-        )
-        mode = "done" if self.applied else "dry run, nothing was changed"
-        return "\n".join((f"{self.name} ({mode}): {counts or 'nothing to do'}", *self.lines))
-
-
-@dataclass
-class Failing:
-    """The connections that failed in a chore, each with its first error."""
-
-    errors: dict[str, LLMBatchError] = field(default_factory=dict)
-
-    @contextmanager
-    def apart(self, conn_id: str) -> Iterator[None]:
-        """Keep an error of this connection until the chore has done the others."""
-        try:
-            yield
-        except LLMBatchError as error:
-            log.error("Connection %s: %s", conn_id, error)
-            self.errors.setdefault(conn_id, error)
-
-    def tell(self) -> None:
-        """Raise the first error, if there was one."""
-        for error in self.errors.values():
-            raise error
 
 
 @dataclass
@@ -317,7 +258,7 @@ class Housekeeping:
             if path.endswith(WORTH_IT):
                 chore.note("files compressed")
                 if self.apply:
-                    compress(self.artifacts, path)
+                    self.artifacts.compress(path)
         chore.note("runs compressed")
         if self.apply:
             self.ledger.count_run(run.run_id, artifacts_compressed_at=self.clock())
@@ -445,18 +386,3 @@ class Housekeeping:
             if len(page) < PAGE:
                 return
             last = page[-1][key.name]
-
-
-def compress(artifacts: Artifacts, path: str) -> None:
-    """Replace an artifact by its gzip, which `Artifacts.open` reads as if it were the file.
-
-    The compressed file appears whole before the plain one goes; killed in between, both are there.
-    """
-    with (
-        artifacts.create(path + COMPRESSED) as stream,
-        # Without a time in it, compressing the same file twice gives the same bytes.
-        gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed,
-        artifacts.open(path) as plain,
-    ):
-        shutil.copyfileobj(plain, packed)
-    artifacts.delete(path)

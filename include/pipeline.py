@@ -26,10 +26,11 @@ from include.estimates import Estimates
 from include.figures import counted, money
 from include.job_spec import JOBS_ROOT, JobSpec
 from include.ledger import Ledger
-from include.ledger_records import Batch, NewBatch, Partition, Round, Run, RunState
+from include.ledger_records import Batch, Partition, Round, Run, RunState
 from include.provider import OPENAI, ProviderProfile
 from include.rival_runs import check_alone
 from include.round_files import outcome_files, round_files
+from include.round_plan import check_mappable, first_counts, new_batch, size, within_limits
 from include.source_place import SourcePlace, extract_from
 from include.submission import SubmissionPolicy
 from include.target_place import Place, check_target, known_requests, load_into
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from include.batch_api import BatchApi
     from include.loading import LoadReport
     from include.request_file import BuildResult
-    from include.shard_file import Shard
     from include.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -174,16 +174,16 @@ def build(
     if number > 1 and not _has_open_rows(run, number - 1, ledger):
         log.info("%s: round %s is left out: no row is open. Next: load.", run, number)
         return []
-    spec = _within_limits(pinned(run), profile)
+    spec = within_limits(pinned(run), profile)
     profile.check_endpoint(spec.request.endpoint, spec.request.conn_id)
     check_priced(spec)
     if number == 1:
         with ledger_database.reading(ledger.engine) as connection:
             _check_alone(connection, run)  # before the work as well: it may have to wait for hours
     built = _built(run, number, spec, ledger, artifacts, target, jobs_root, profile)
-    _check_mappable(run, built, most_shards)
+    check_mappable(run, built, most_shards)
     estimates = Estimates(ledger, spec)
-    counts = _first_counts(run, built, estimates) if number == 1 else {}
+    counts = first_counts(run, built, estimates) if number == 1 else {}
     if counts and not ledger.count_first(run.run_id, **counts):
         log.info("%s: round 1 was built by another task meanwhile.", run)
         return ledger.batches(run.run_id, number)
@@ -192,14 +192,14 @@ def build(
         return []
     if number == 1:
         check_target(target(), run, spec, snapshot_of(run).path, artifacts)
-    new = [_new_batch(run, number, spec, shard, estimates) for shard in built.shards]
+    new = [new_batch(run, number, spec, shard, estimates) for shard in built.shards]
     if number > 1:
         requests = sum(shard.requests for shard in built.shards)
         log.info(
             "%s: round %s: %s, %s rejected.",
             run,
             number,
-            _size(requests, len(new)),
+            size(requests, len(new)),
             built.rejected,
         )
     recorded = record_round(
@@ -208,15 +208,6 @@ def build(
     if not recorded:
         _keep_left_out(run, number, built, artifacts)
     return recorded
-
-
-def _check_mappable(run: Run, built: BuildResult, most_shards: int) -> None:
-    if len(built.shards) > most_shards:
-        raise ConfigurationError(
-            f"{run}: {counted(len(built.shards), 'shard')}, but Airflow maps at most "
-            f"{counted(most_shards, 'task')}. Nothing was submitted. Raise [core] max_map_length, "
-            "raise limits.requests_per_batch, or schedule shorter intervals."
-        )
 
 
 def _begin(connection: Connection, run: Run, counts: Mapping[str, Any]) -> None:
@@ -285,15 +276,6 @@ def _built(
     )
 
 
-def _within_limits(spec: JobSpec, profile: ProviderProfile) -> JobSpec:
-    """Return the spec with batches that are as small as the provider wants them."""
-    limits = {
-        name: min(getattr(spec.limits, name), getattr(profile, name))
-        for name in ("requests_per_batch", "bytes_per_batch")
-    }
-    return spec.model_copy(update={"limits": spec.limits.model_copy(update=limits)})
-
-
 def snapshot_of(run: Run) -> Snapshot:
     """Return the snapshot that the run works on."""
     from include.snapshot import Snapshot
@@ -311,57 +293,6 @@ def _known(
         return None
     is_redrive = run.mode == REDRIVE
     return known_requests(target(), run.interval_start, spec, include_failures=not is_redrive)
-
-
-def _first_counts(run: Run, built: BuildResult, estimates: Estimates) -> dict[str, Any]:
-    """Return what the ledger keeps of a build of round 1, and log it."""
-    estimate = estimates.of(*built.shards)
-    requests = sum(shard.requests for shard in built.shards)
-    log.info(
-        "%s: round 1: %s, %s reused, %s share an answer, %s rejected; "
-        "estimate %s. Next: each shard is submitted.",
-        run,
-        _size(requests, len(built.shards)),
-        counted(built.reused, "row"),
-        built.shared,
-        built.rejected,
-        estimate or "unknown",
-    )
-    return {
-        "reused": built.reused,
-        "rejected": built.rejected,
-        "rejected_file": built.rejected_file,
-        "shared": built.shared,
-        "estimate_usd": estimate.expected if estimate else None,
-        "estimate_low_usd": estimate.low if estimate else None,
-        "estimate_upper_usd": estimate.upper if estimate else None,
-    }
-
-
-def _size(requests: int, shards: int) -> str:
-    return f"{counted(requests, 'request')} in {counted(shards, 'shard')}"
-
-
-def _new_batch(
-    run: Run, number: int, spec: JobSpec, shard: Shard, estimates: Estimates
-) -> NewBatch:
-    estimate = estimates.of(shard)
-    return NewBatch(
-        run_id=run.run_id,
-        job=run.job,
-        round=number,
-        shard=shard.number,
-        conn_id=spec.request.conn_id,
-        endpoint=spec.request.endpoint,
-        model=spec.request.model,
-        request_file=shard.request_file,
-        index_file=shard.index_file,
-        content_digest=shard.digest,
-        requests=shard.requests,
-        bytes=shard.bytes,
-        input_tokens=shard.input_tokens,
-        estimate_usd=estimate.expected if estimate else None,
-    )
 
 
 def settle(run: Run, number: int, ledger: Ledger, api: BatchApi, policy: SubmissionPolicy) -> Round:

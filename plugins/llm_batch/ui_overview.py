@@ -13,7 +13,8 @@ from sqlalchemy.engine import Connection
 
 from include import charts, dashboard, figures, run_view
 from include.cost import known_total
-from include.dashboard import JobPlace, Span
+from include.dashboard import JobPlace
+from include.span import Span
 from llm_batch import ui_airflow
 
 if TYPE_CHECKING:

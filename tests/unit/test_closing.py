@@ -22,6 +22,7 @@ from include.ledger_database import reading
 from include.ledger_records import Batch, BatchState, Partition, Run, RunState, now
 from include.queue_drain import join
 from include.simulator.process import Simulator
+from include.span import Span
 from include.submission import Submission
 from tests.faults.queue_world import NAME, QueueWorld, queue_spec, request
 from tests.faults.world import World, job
@@ -261,7 +262,7 @@ def test_pages_count_its_cost_and_nothing_to_send(world: World) -> None:
 
     close(world, run)
 
-    span = dashboard.Span(run.interval_start.date(), run.interval_start.date())
+    span = Span(run.interval_start.date(), run.interval_start.date())
     with reading(world.ledger().engine) as connection:
         (day,), _ = dashboard.days(connection, [run.job], span)
     assert before == 1

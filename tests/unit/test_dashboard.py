@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from include import dashboard, ledger_database, run_view
 from include import ledger_tables as tables
 from include.bench.full_ledger import Size, fill
-from include.dashboard import Day, Span
+from include.dashboard import Day
 from include.ledger import Ledger
 from include.ledger_records import Batch, Run
+from include.span import Span
 
 TODAY = datetime(2026, 11, 20, 9, tzinfo=UTC)
 SIZE = Size(jobs=3, days=6, requests=50)

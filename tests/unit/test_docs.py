@@ -229,6 +229,25 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {slug(heading) for heading in headings}, anchor
 
 
+@pytest.mark.parametrize("folder", ["include", "plugins"])
+def test_modules_and_functions_stay_short(folder: str) -> None:
+    """CONTRIBUTING.md: a module under 400 lines, a function up to 60; migrations are frozen."""
+    texts = {
+        path.relative_to(ROOT): path.read_text(encoding="utf-8")
+        for path in (ROOT / folder).rglob("*.py")
+        if "migrations" not in path.parts
+    }
+    functions = [
+        (path, node.name, (node.end_lineno or 0) - node.lineno + 1)
+        for path, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+    assert [path for path, text in texts.items() if len(text.splitlines()) >= 400] == []
+    assert [one for one in functions if one[2] > 60] == []
+
+
 def slug(heading: str) -> str:
     """The anchor that Markdown viewers make of a heading."""
     kept = re.sub(r"[^\w\- ]", "", heading.lower())

@@ -423,13 +423,11 @@ def test_the_quota_tells_what_is_stored_and_what_waits(tmp_path: Path) -> None:
 
 def test_a_compressed_artifact_reads_as_before(tmp_path: Path) -> None:
     """Whoever opens it does not notice; one that never was is still missing."""
-    from include.housekeeping import compress
-
     artifacts = Artifacts(tmp_path)
     with artifacts.create("a/x.jsonl") as stream:
         stream.write(b"1\n2\n")
 
-    compress(artifacts, "a/x.jsonl")
+    artifacts.compress("a/x.jsonl")
 
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.jsonl.gz"]
     assert artifacts.exists("a/x.jsonl")
