@@ -62,6 +62,8 @@ class RunNotes:
                     dag_id,
                     type(error).__name__,
                 )
+            finally:
+                self._ended.task_done()
 
 
 def write(dag_id: str, dag_run_id: str) -> None:

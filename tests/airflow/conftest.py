@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from include.job_spec import JOBS_ROOT
 from include.simulator.process import Simulator
-from tests.airflow.workshop import Job, MakeJob, Rows
+from tests.airflow.workshop import Job, MakeJob, Rows, wait_for_listener
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOME = Path(tempfile.mkdtemp(prefix="llm-batch-airflow-"))
@@ -73,6 +74,17 @@ def airflow_home() -> Path:
 
     initdb()
     return HOME
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """End what a test's runs have begun while its connections are still those of the test.
+
+    That is before `monkeypatch` takes them back: a fixture goes before those that it asks for.
+    """
+    yield
+    if "llm_batch.listener" in sys.modules:
+        wait_for_listener()
 
 
 @pytest.fixture(scope="session")

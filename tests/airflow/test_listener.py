@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ import sqlalchemy as sa
 from include import ledger_tables as tables
 from include import participants, pipeline
 from include.simulator.process import Simulator
+from tests.airflow.workshop import wait_for_listener
 from tests.faults.world import KEY, World
 
 Fail = Callable[[Any], None]
@@ -36,12 +36,9 @@ def fail() -> Fail:
     from llm_batch import listener
 
     def tell(dag: Any) -> None:
-        before = set(threading.enumerate())
         run = SimpleNamespace(dag=dag, dag_id="of_a_test", run_id="manual__1")
         listener.on_dag_run_failed(run, "")  # type: ignore[arg-type]
-        for one in set(threading.enumerate()) - before:
-            if "cancel" in one.name:
-                one.join()
+        wait_for_listener()
 
     return tell
 
@@ -107,7 +104,7 @@ def test_a_batch_that_cannot_be_cancelled_keeps_no_other_at_work(
     """One that the API has lost comes first: the spend of the other one is stopped all the same."""
     from llm_batch import listener
 
-    with Simulator.start(tmp_path / "slow", seconds_in_progress=60) as simulator:
+    with Simulator.start(tmp_path / "slow", seconds_in_progress=3600) as simulator:
         address = {"conn_type": "openai", "host": simulator.base_url, "password": KEY}
         monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", json.dumps(address))
         world = World(tmp_path, simulator)

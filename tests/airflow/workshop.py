@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,8 +11,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from include.local_stack.rest import wait_until
+
 Rows = Sequence[tuple[str, str | None]]  # note_id and body
 DAY = datetime(2026, 11, 3, tzinfo=UTC)
+PATIENCE = 120.0  # seconds
 FILES = {
     "job.yaml": """\
 source:
@@ -90,12 +94,16 @@ class Job:
             connection.execute(sa.insert(notes), values)
 
     def run(self, conf: dict[str, Any] | None = None) -> dict[str, str | None]:
-        """Run the day once more through Airflow; the state of each task that came to run."""
+        """Run the day once more through Airflow; the state of each task that came to run.
+
+        Each is the same Airflow run to the ledger: the next may begin when this one has left.
+        """
         from airflow.dag_processing.dagbag import DagBag
 
         bag = DagBag(str(self.dag_file))
         assert bag.import_errors == {}
         run = bag.dags[self.name].test(logical_date=DAY + timedelta(days=1), run_conf=conf)
+        wait_for_listener()
         return {one.task_id: one.state for one in run.get_task_instances()}
 
     def loaded(self) -> set[str]:
@@ -117,3 +125,18 @@ class Job:
 
 
 MakeJob = Callable[..., Job]
+
+
+def wait_for_listener() -> None:
+    """Wait until the threads that the plugin begins when a run has ended are through with it.
+
+    Later, they would work on the ledger, the connections and the Airflow run of another test.
+    """
+    from llm_batch import listener
+
+    for thread in threading.enumerate():
+        if listener.cancel_in_flight.__name__ in thread.name:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), thread
+    notes = listener.notes._ended
+    wait_until("all notes", PATIENCE, lambda: notes.unfinished_tasks == 0, interval=0.01)
