@@ -28,6 +28,10 @@ LEDGER_DB = "AIRFLOW_CONN_LLM_BATCH_DB"
 ARTIFACTS = "AIRFLOW__LLM_BATCH__ARTIFACTS"
 JOBS = "AIRFLOW__LLM_BATCH__JOBS"
 
+LOWEST_PORT = 10_000
+FIRST_OF_CONNECTIONS = 32_768  # of Linux, where nobody has changed ip_local_port_range
+_given: set[int] = set()
+
 SECRET_BYTES = 64  # shorter keys make PyJWT warn on every call
 
 # Values for a small machine where someone waits: quick loops, few workers. With a heartbeat above
@@ -51,10 +55,16 @@ SIMULATOR_PACE = {
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return int(listener.getsockname()[1])
+    """A port of the loopback interface that nobody listens on at this moment, never the same twice.
+
+    Whoever asks for it listens there seconds later. So it is none of those that the system gives
+    to outgoing connections: one of them could have it by then.
+    """
+    while True:
+        port = LOWEST_PORT + secrets.randbelow(FIRST_OF_CONNECTIONS - LOWEST_PORT)
+        if port not in _given and is_port_free(port):
+            _given.add(port)
+            return port
 
 
 def is_port_free(port: int) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from include.local_stack.environment import free_port
 from include.simulator.process import Simulator
 from tests.airflow.workshop import Job, MakeJob
 
@@ -253,6 +253,14 @@ def test_a_refused_key_is_told_and_costs_nothing(
     assert batches(service, job) == [3]
 
 
+@contextmanager
+def dead_port() -> Iterator[int]:
+    """A port on which nobody listens, and nobody can: it is bound here."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
 def test_a_server_that_is_away_is_waited_for(
     make_job: MakeJob,
     service: Simulator,
@@ -264,9 +272,10 @@ def test_a_server_that_is_away_is_waited_for(
     This job has no retries, so the run fails; `test_dags.py` holds that others get theirs.
     """
     job = make_job("server_away")
-    use_api(f"http://127.0.0.1:{free_port()}/v1", f"sk-{KEY}")
 
-    states = job.run()
+    with dead_port() as port:
+        use_api(f"http://127.0.0.1:{port}/v1", f"sk-{KEY}")
+        states = job.run()
 
     error = log.error()
     assert states["round_1.shard.submit"] == "failed"
