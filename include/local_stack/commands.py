@@ -20,7 +20,7 @@ from include.figures import counted
 from include.job_spec import load_job
 from include.local_stack import backfill as backfills
 from include.local_stack.backfill import USUAL, Days, How
-from include.local_stack.component import kill_processes, marked_processes
+from include.local_stack.component import kill_marked
 from include.local_stack.databases import engine_of
 from include.local_stack.environment import (
     LOOPBACK,
@@ -198,7 +198,7 @@ def clean(home: Path) -> int:
     if not (home / "secrets.json").exists() and any(home.iterdir()):
         raise ConfigurationError(f"{home} does not look like the home of a stack; not deleted")
     with home_lock(home):
-        kill_processes(marked_processes(home))
+        kill_marked(home)
         shutil.rmtree(home)
     _say(f"Deleted {home}.")
     return 0

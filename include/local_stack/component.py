@@ -17,6 +17,8 @@ from include.errors import ConfigurationError
 from include.local_stack.environment import MARKER
 
 TAIL_LINES = 25
+KILL_TIMEOUT = 60.0  # seconds
+KILL_TRIES = 10  # each ends what the ones before have not seen
 GRACE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 4.0))  # seconds each
 
 
@@ -66,18 +68,18 @@ class Component:
                 start_new_session=True,
             )
 
-    def kill(self, *, tree: bool = True) -> None:
-        """SIGKILL, as an out-of-memory killer would; with `tree` also to all its children."""
-        for victim in _tree(self.pid) if tree else [psutil.Process(self.pid)]:
+    def kill(self) -> None:
+        """SIGKILL to the process and all below it; harmless when it has ended already."""
+        if not self.is_running:
+            return
+        for victim in _stopped_tree(self.pid):
             with suppress(psutil.NoSuchProcess):
                 victim.kill()
-        self.wait(10.0)
+        self.wait(KILL_TIMEOUT)
 
     def pause(self) -> None:
         """SIGSTOP the process and its children: a machine that hangs."""
-        for process in _tree(self.pid):
-            with suppress(psutil.NoSuchProcess):
-                process.suspend()
+        _stopped_tree(self.pid)
 
     def resume(self) -> None:
         """SIGCONT what `pause` stopped."""
@@ -146,6 +148,15 @@ def marked_processes(home: Path) -> list[Any]:
     return found
 
 
+def kill_marked(home: Path) -> None:
+    """SIGKILL every process of a stack of this home, also those that begin meanwhile."""
+    for _ in range(KILL_TRIES):
+        found = marked_processes(home)
+        if not found:
+            return
+        kill_processes(found)
+
+
 def kill_processes(processes: Iterable[Any]) -> None:
     """SIGKILL processes (of `psutil`) that are still there, and wait until they are gone."""
     alive = [process for process in processes if process.is_running()]
@@ -160,6 +171,17 @@ def _tree(pid: int) -> list[Any]:
         parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]
     return []
+
+
+def _stopped_tree(pid: int) -> list[Any]:
+    """The process and all below it, stopped: none of them starts another one meanwhile."""
+    stopped: list[Any] = []
+    while new := [process for process in _tree(pid) if process not in stopped]:
+        for process in new:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        stopped += new
+    return stopped
 
 
 def _still_running(components: list[Component], grace: float) -> list[Component]:

@@ -16,8 +16,7 @@ from typing import IO, Self
 from include.errors import ConfigurationError, TransientError
 from include.local_stack.component import (
     Component,
-    kill_processes,
-    marked_processes,
+    kill_marked,
     stop_all,
 )
 from include.local_stack.environment import (
@@ -109,7 +108,7 @@ class Stack:
         """Prepare the database, start the components and wait until they are healthy."""
         self._lock = home_lock(self.home)
         self._started = datetime.now(UTC)
-        kill_processes(marked_processes(self.home))
+        kill_marked(self.home)
         self._check_port()
         for folder in ("airflow", "data", "artifacts", "logs"):
             (self.home / folder).mkdir(parents=True, exist_ok=True)
@@ -126,7 +125,7 @@ class Stack:
         previous = _ignore_interrupts()
         try:
             stop_all(self.components.values())
-            kill_processes(marked_processes(self.home))
+            kill_marked(self.home)
             (self.home / "stack.json").unlink(missing_ok=True)
             self._release()
         finally:

@@ -11,10 +11,11 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,8 +27,7 @@ from include import deployment_keys
 from include.errors import LLMBatchError
 from include.local_stack.component import (
     Component,
-    kill_processes,
-    marked_processes,
+    kill_marked,
     stop_all,
 )
 from include.local_stack.environment import LOOPBACK, MARKER, PROJECT, free_port
@@ -39,8 +39,8 @@ VARIABLE = re.compile(r"\$\$|\$\{(\w+)(?::([?-])([^}]*))?\}")
 HEALTHY = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 AIRFLOW = ("api-server", "scheduler", "dag-processor", "triggerer", "worker")
 PORTS = {"redis": 6379, "objects": 7070, "api-server": 8080, "simulator": 8765}
-START_TIMEOUT = 180.0  # seconds
-INIT_TIMEOUT = 240.0
+START_TIMEOUT = 420.0  # seconds
+INIT_TIMEOUT = 600.0
 
 
 class ComposeFile:
@@ -135,7 +135,7 @@ class ComposeMachine:
     def stop(self) -> None:
         """Stop everything; afterwards no process of this home is left."""
         stop_all(self.components.values())
-        kill_processes(marked_processes(self.home))
+        kill_marked(self.home)
 
     def keep_running(self) -> None:
         """Start again what has ended by itself, as `restart: unless-stopped` of the file does."""
@@ -217,6 +217,15 @@ class ComposeMachine:
         s3 = [f"{sys.prefix}/bin/moto_server", "-H", LOOPBACK, "-p", str(self.ports["objects"])]
         self._launch("objects", s3, self._machine())
         self._start("simulator")
+        # The file lets nothing begin before these are healthy.
+        for name in ("redis", "objects", "simulator"):
+            wait_until(f"{name} to listen", START_TIMEOUT, lambda name=name: self._listens(name))  # type: ignore[misc]
+
+    def _listens(self, name: str) -> bool:
+        self.components[name].check()
+        with suppress(OSError), socket.create_connection((LOOPBACK, self.ports[name]), timeout=5):
+            return True
+        return False
 
     def _start(self, service: str) -> None:
         words = self._file.command(service)
