@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 
 from include.job_spec import JOBS_ROOT
+from include.local_stack.component import Component, stop_all
 from include.local_stack.environment import PROJECT
 from include.local_stack.rest import wait_until
 from include.run_note import SIGN
@@ -23,7 +22,7 @@ from tests.airflow.workshop import Job
 
 JOB = "ends_in_scheduler"
 DOWNSTREAM = "after_labels"
-PATIENCE = 90.0  # seconds for a scheduler to start and to look at its runs
+PATIENCE = 300.0  # seconds for a scheduler to start and to look at its runs
 
 
 def documented_dag() -> str:
@@ -100,17 +99,14 @@ def scheduler(log: Path) -> Iterator[None]:
     """A scheduler without slots: nobody is there to run a task."""
     command = [sys.executable, "-m", "airflow", "scheduler", "--skip-serve-logs"]
     env = os.environ | {"AIRFLOW__CORE__PARALLELISM": "1"}
+    running = Component("scheduler", command, log, env)
     set_slots(0)
-    with (
-        log.open("wb") as stream,
-        subprocess.Popen(command, stdout=stream, stderr=stream, env=env) as running,
-    ):
-        try:
-            yield
-        finally:
-            running.send_signal(signal.SIGTERM)
-            running.wait(60)
-            set_slots(128)
+    try:
+        running.start()
+        yield
+    finally:
+        stop_all([running])
+        set_slots(128)
 
 
 def set_slots(slots: int) -> None:

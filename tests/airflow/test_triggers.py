@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ import openai
 import pytest
 from airflow.sdk.module_loading import import_string
 
+from include.local_stack.component import Component, stop_all
 from include.local_stack.rest import wait_until
 from include.simulator.process import Simulator
 
@@ -22,7 +21,8 @@ RECORDED = sorted((Path(__file__).parents[1] / "upgrade").glob("*/notes.json"))
 
 OWN_DAG = "own_request_file"
 DAY = datetime(2026, 11, 9, tzinfo=UTC)
-PATIENCE = 90.0  # seconds for a triggerer to start and to poll
+PATIENCE = 300.0  # seconds for a triggerer to start and to poll
+SOME_POLLS = timedelta(seconds=8)  # enough for the first ones, on a slow machine too
 STORED = {
     "conn_id": "openai_default",
     "batch_id": "batch_1",
@@ -49,13 +49,14 @@ async def test_the_deadline_ends_the_wait_whatever_the_polls_say(
 
     service.add_faults({"fault": "stuck"})
     (polls,) = service.add_faults(
-        {"fault": "fail_before", "method": "GET", "path": "/batches/", "status": 500, "every": 2}
-    )
+        {"fault": "fail_before", "method": "GET", "path": "/batches/", "status": 500,
+         "nth": 1, "every": 2}
+    )  # fmt: skip
     batch_id = _batch(service, tmp_path)
     trigger = BatchTrigger(
         conn_id="openai_default",
         batch_id=batch_id,
-        deadline=(datetime.now(UTC) + timedelta(seconds=2)).isoformat(),
+        deadline=(datetime.now(UTC) + SOME_POLLS).isoformat(),
         poll_interval=0.2,
         first_poll=0.0,
     )
@@ -72,13 +73,14 @@ async def test_a_batch_that_the_api_does_not_know_is_waited_for(
     """It may come back: the first answers that there is none do not wake the task."""
     from llm_batch.triggers import BatchTrigger
 
-    soon = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+    soon = (datetime.now(UTC) + SOME_POLLS).isoformat()
     arguments = {**STORED, "batch_id": "batch_unknown", "deadline": soon}
     trigger = BatchTrigger(**arguments, poll_interval=0.2, first_poll=0.0)
 
     events = [event async for event in trigger.run()]
 
     assert [event.payload["status"] for event in events] == ["deadline"]
+    assert [one for one in service.requests() if "batch_unknown" in one["path"]]
 
 
 @pytest.mark.parametrize("notes", RECORDED, ids=lambda notes: f"from {notes.parent.name}")
@@ -88,8 +90,8 @@ async def test_a_trigger_of_an_earlier_release_goes_on(
     """What it had put into Airflow's database is loaded by this release, and ends its wait."""
     path, stored = _recorded_trigger(notes)
     batch_id = _batch(service, tmp_path)
-    soon = (datetime.now(UTC) + timedelta(seconds=20)).isoformat()
-    quick = {"first_poll": 0.0, "poll_interval": 0.2, "deadline": soon, "batch_id": batch_id}
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    quick = {"first_poll": 0.0, "poll_interval": 0.2, "deadline": later, "batch_id": batch_id}
     assert stored.keys() >= quick.keys()
 
     trigger = import_string(path)(**{**stored, **quick})
@@ -102,11 +104,12 @@ def test_progress_is_shown_while_the_task_is_deferred(
     airflow_home: Path, service: Simulator, tmp_path: Path
 ) -> None:
     """The XCom `progress` of a deferred task says what its batch has done."""
-    service.add_faults({"fault": "stuck", "seconds": 120.0, "times": 1})
+    service.add_faults({"fault": "stuck", "times": 1})
     batch_id = _batch(service, tmp_path)
 
     with _deferred(batch_id) as ti_id, _triggerer(tmp_path / "triggerer.log"):
         progress = wait_until("progress", PATIENCE, lambda: _shown(ti_id))
+    service.release()
 
     assert progress["batch_id"] == batch_id
     assert progress["status"] == "in_progress"
@@ -191,12 +194,12 @@ def _deferred(batch_id: str) -> Iterator[Any]:
 @contextmanager
 def _triggerer(log: Path) -> Iterator[None]:
     command = [sys.executable, "-m", "airflow", "triggerer", "--skip-serve-logs"]
-    with log.open("wb") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as it:
-        try:
-            yield
-        finally:
-            it.send_signal(signal.SIGTERM)
-            it.wait(30)
+    it = Component("triggerer", command, log, os.environ)
+    it.start()
+    try:
+        yield
+    finally:
+        stop_all([it])
 
 
 def _shown(ti_id: Any) -> Any:
