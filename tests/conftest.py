@@ -54,7 +54,7 @@ def postgres_url(missing: Missing) -> Iterator[str]:
     server = server.set(drivername="postgresql+psycopg")
     name = f"llm_batch_test_{os.getpid()}_{secrets.token_hex(4)}"
     admin = sa.create_engine(
-        server, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 3}
+        server, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 30}
     )
     try:
         with admin.connect() as connection:

@@ -59,5 +59,7 @@ def open_mailbox() -> Iterator[Mailbox]:
     """Run a mailbox until the block ends."""
     with Mailbox() as mailbox:
         threading.Thread(target=mailbox.serve_forever, daemon=True).start()
-        yield mailbox
-        mailbox.shutdown()
+        try:
+            yield mailbox
+        finally:
+            mailbox.shutdown()

@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[2]
 DAG_FILES = sorted((PROJECT / "dags").glob("*.py"))
 HEAVY = ("openai", "pandas", "pyarrow", "alembic")
-LIMIT = 0.3  # CPU seconds over `import airflow.sdk`
+LIMIT = 0.3  # CPU seconds over `import airflow.sdk`, where that takes up to two
+SHARE = 0.15  # of what `import airflow.sdk` takes, on a slower machine
 
 MEASURE = """
 import json, sys, time
+began = time.process_time()
 import airflow.sdk
 from airflow.sdk import DAG, Asset, BaseOperator, BaseSensorOperator, Param, TaskGroup, task_group
 before = time.process_time()
 sys.path.insert(0, sys.argv[1])
 __import__(sys.argv[2])
 took = time.process_time() - before
-print(json.dumps({"took": took, "heavy": [m for m in sys.argv[3:] if m in sys.modules]}))
+heavy = [m for m in sys.argv[3:] if m in sys.modules]
+print(json.dumps({"sdk": before - began, "took": took, "heavy": heavy}))
 """
 
 PRELOAD = """
@@ -83,11 +86,15 @@ def test_a_dag_file_parses_fast(path: Path) -> None:
     The best of three counts: a busy machine makes any single one slower.
     """
     found = [parse_cost(path)]
-    while found[-1]["took"] > LIMIT and len(found) < 3:
+    while is_slow(found[-1]) and len(found) < 3:
         found.append(parse_cost(path))
 
     assert found[-1]["heavy"] == []
-    assert found[-1]["took"] <= LIMIT
+    assert not is_slow(found[-1]), found
+
+
+def is_slow(found: dict[str, Any]) -> bool:
+    return bool(found["took"] > max(LIMIT, SHARE * found["sdk"]))
 
 
 def parse_cost(path: Path) -> dict[str, Any]:

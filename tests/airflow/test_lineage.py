@@ -58,10 +58,11 @@ def told(job: Job, file: Path) -> dict[str, Any]:
     transport = {"type": "file", "log_file_path": str(file), "append": True}
     settings = {
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport),
+        "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "600",  # seconds, after which an event is lost
         "AIRFLOW__LLM_BATCH__JOBS": str(job.jobs),
     }
     command = [sys.executable, "-m", "airflow", "dags", "test", job.name, "2026-11-04"]
-    subprocess.run(command, env=os.environ | settings, check=True, capture_output=True, timeout=240)
+    subprocess.run(command, env=os.environ | settings, check=True, capture_output=True, timeout=900)
     events = [json.loads(line) for line in file.read_text().splitlines()]
     return {
         event["job"]["name"].removeprefix(f"{job.name}."): event

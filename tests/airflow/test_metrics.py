@@ -20,6 +20,7 @@ from include.job_spec import JOBS_ROOT
 from include.simulator.process import Simulator
 from tests.airflow.workshop import Job
 
+FLUSH_TIMEOUT = 60_000  # milliseconds
 Points = dict[tuple[str, frozenset[tuple[str, str]]], Any]
 
 
@@ -78,13 +79,15 @@ def collecting() -> Iterator[Collector]:
         host, port = collector.server_address[:2]
         logger = get_otel_logger(host=str(host), port=int(port), conf_interval=60_000)
         stats.initialize(factory=lambda: logger, export_legacy_names=False)
-        yield collector
         provider = cast("Any", metrics.get_meter_provider())
-        provider.force_flush()
-        provider.shutdown()
-        stats._factory, stats._backend = before
-        atexit.unregister(flush_otel_metrics)
-        collector.shutdown()
+        try:
+            yield collector
+            assert provider.force_flush(FLUSH_TIMEOUT)
+        finally:
+            provider.shutdown()
+            stats._factory, stats._backend = before
+            atexit.unregister(flush_otel_metrics)
+            collector.shutdown()
 
 
 def test_a_run_tells_its_metrics_by_name_and_tag(

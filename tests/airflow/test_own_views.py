@@ -21,7 +21,7 @@ JOB = "in_views"
 PAGES = "https://llm.example/batches/"
 CANARY = "canary-row-7c1e"
 WITH_A_BATCH = {"submit", "wait", "collect"}
-PATIENCE = 20.0  # seconds for a note: it is written after the run has ended
+PATIENCE = 120.0  # seconds for a note: it is written after the run has ended
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,9 @@ def started(bag: DagBag) -> list[Any]:
 
     with create_session() as session:
         runs = session.scalars(
-            sa.select(DagRun).where(DagRun.dag_id == "request_queue", DagRun.state == "queued")
+            sa.select(DagRun)
+            .where(DagRun.dag_id == "request_queue", DagRun.state == "queued")
+            .order_by(DagRun.id)
         )
         return [(one.run_id, one.conf) for one in runs]
 

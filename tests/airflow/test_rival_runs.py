@@ -18,7 +18,7 @@ from include.simulator.process import Simulator
 from tests.airflow.workshop import DAY, Job, MakeJob
 
 ROWS = [(f"n{number:04d}", f"note number {number}") for number in range(6)]
-PATIENCE = 60.0  # seconds
+PATIENCE = 180.0  # seconds
 
 
 def test_a_run_is_deferred_while_another_asks_the_same(
@@ -81,8 +81,10 @@ def ended_when_waited_for(job: Job) -> Iterator[list[bool]]:
 
     other = threading.Thread(target=leave)
     other.start()
-    yield waited
-    other.join(PATIENCE)
+    try:
+        yield waited
+    finally:
+        other.join()
 
 
 def is_deferred(job: Job) -> bool:

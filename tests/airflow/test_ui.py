@@ -555,7 +555,7 @@ def _events(dag_id: str) -> dict[str, str]:
     from airflow.utils.session import create_session
 
     with create_session() as session:
-        query = sa.select(Log.event, Log.owner).where(Log.dag_id == dag_id)
+        query = sa.select(Log.event, Log.owner).where(Log.dag_id == dag_id).order_by(Log.id)
         return dict(session.execute(query).all())
 
 
