@@ -23,7 +23,7 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-TIMEOUT = 30_000  # milliseconds
+TIMEOUT = 120_000  # milliseconds
 
 
 def chromium() -> str | None:

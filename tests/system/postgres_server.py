@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 from include.local_stack.environment import free_port
 
 DEBIAN = Path("/usr/lib/postgresql")  # Debian keeps the server's programs off the PATH
+WAIT = "180"  # seconds for a start or a stop
 UNPRIVILEGED = ("postgres", "nobody")  # initdb refuses to run as root
 
 
@@ -52,11 +54,11 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start and wait until it takes connections."""
-        self._control("start", "-w", "-l", str(self._folder / "server.log"))
+        self._control("start", "-w", "-t", WAIT, "-l", str(self._folder / "server.log"))
 
     def stop(self, mode: str) -> None:
         """Stop it: `immediate` is a crash, `fast` cuts all connections in good order."""
-        self._control("stop", "-m", mode)
+        self._control("stop", "-t", WAIT, "-m", mode)
 
     def started_at(self) -> datetime:
         """When the server that answers now was started."""
@@ -65,9 +67,17 @@ class PostgresServer:
             found: datetime = connection.scalar(sa.text("SELECT pg_postmaster_start_time()"))
         return found
 
+    def is_at_work_for(self, ports: set[int]) -> bool:
+        """Whether a client at one of these ports of this machine is in a transaction."""
+        engine = sa.create_engine(self.url, poolclass=sa.NullPool)
+        query = "SELECT client_port FROM pg_stat_activity WHERE xact_start IS NOT NULL"
+        with engine.connect() as connection:
+            return not ports.isdisjoint(connection.scalars(sa.text(query)))
+
     def remove(self) -> None:
-        """Stop it and remove everything."""
-        self.stop("immediate")
+        """Stop it, unless a test has left it stopped, and remove everything."""
+        with suppress(subprocess.CalledProcessError):
+            self.stop("immediate")
         shutil.rmtree(self._folder)
 
     def _control(self, *arguments: str) -> None:
@@ -87,7 +97,7 @@ class PostgresServer:
             stdout=subprocess.DEVNULL,  # the server keeps what it is given: no pipe
             stderr=subprocess.DEVNULL,
             check=True,
-            timeout=60,
+            timeout=2 * float(WAIT),
         )
 
 

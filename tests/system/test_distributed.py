@@ -12,21 +12,20 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 import psutil
 import pytest
 import sqlalchemy as sa
 
-from include.artifacts import Artifacts
 from include.audit import audit
 from include.batch_api import BatchApi
 from include.dataset_path import dataset_at
 from include.ledger import Ledger
 from include.ledger_records import Run
 from include.local_stack.component import Component
-from include.local_stack.rest import FINAL_RUN_STATES, DagRun, wait_until
+from include.local_stack.rest import FINAL_RUN_STATES, POLL_INTERVAL, DagRun, wait_until
 from include.simulator.process import Simulator
 from include.source_tables import TABLES
 from tests.system.compose_machine import ComposeMachine, new_databases, new_variables
@@ -38,6 +37,7 @@ pytestmark = [
     pytest.mark.redis,
 ]
 
+T = TypeVar("T")
 JOBS = {"ticket_triage": "tickets", "commit_labels": "commits"}
 FIRST = datetime(2026, 9, 1, tzinfo=UTC)
 DAYS = 30
@@ -68,7 +68,7 @@ SPEED = {
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
-    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "45",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "90",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
     "AIRFLOW__TRIGGERER__CAPACITY": str(MOST_TRIGGERS),
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "12",
@@ -196,7 +196,7 @@ class Cluster:
         self.simulator.add_faults(*FAULTS, HELD)
         last = FIRST + timedelta(days=DAYS - 1)
         for job in JOBS:
-            wait_until(f"DAG {job}", 180, lambda job=job: self._has(job))  # type: ignore[misc]
+            self.wait_until(f"DAG {job}", lambda job=job: self._has(job))  # type: ignore[misc]
             self.machine.client.create_backfill(
                 job, FIRST, last, max_active_runs=5, backwards=job == "commit_labels"
             )
@@ -213,11 +213,18 @@ class Cluster:
         return sum(run.state in FINAL_RUN_STATES for run in self.runs())
 
     def wait_for_done(self, count: int) -> None:
-        def are_done() -> bool:
-            self.machine.keep_running()
-            return self.done() >= count
+        self.wait_until(f"{count} finished runs", lambda: self.done() >= count, interval=3)
 
-        wait_until(f"{count} finished runs", PATIENCE, are_done, interval=3)
+    def wait_until(
+        self, what: str, probe: Callable[[], T | None], *, interval: float = POLL_INTERVAL
+    ) -> T:
+        """Wait, and start again meanwhile what ends by itself."""
+
+        def found() -> T | None:
+            self.machine.keep_running()
+            return probe()
+
+        return wait_until(what, PATIENCE, found, interval=interval)
 
     def kill(self, name: str, what: str) -> None:
         """`kill -9` of a component and all its processes; it is started again at once."""
@@ -255,7 +262,7 @@ def cluster(machine: ComposeMachine) -> Cluster:
 
 
 def test_a_cluster_loses_and_doubles_nothing(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """30 days of two jobs, faults, and `kill -9` of worker, triggerer and scheduler: all zero."""
     cluster.fill()
@@ -271,6 +278,7 @@ def test_a_cluster_loses_and_doubles_nothing(
     fired = {rule["id"]: rule["fired"] for rule in cluster.simulator.faults()}
     assert all(fired.values()), fired
     assert Counter(run.state for run in cluster.runs()) == {"success": RUNS}
+    lead_to_objects(cluster, monkeypatch)
     found = Verdict.of(cluster)
     with capsys.disabled():
         print(found.text(cluster, fired))
@@ -283,15 +291,14 @@ def test_a_cluster_loses_and_doubles_nothing(
 
 def kill_a_worker(cluster: Cluster) -> None:
     """While it runs tasks."""
-    running = wait_until("a task on worker-1", PATIENCE, lambda: cluster.tasks_of("worker-1"))
+    running = cluster.wait_until("a task on worker-1", lambda: cluster.tasks_of("worker-1"))
     cluster.kill("worker-1", f"{len(running)} running tasks")
 
 
 def kill_a_triggerer(cluster: Cluster) -> None:
     """While both have triggers; the triggers of the dead one go to another one."""
-    before = wait_until(
+    before = cluster.wait_until(
         "triggers on both triggerers",
-        PATIENCE,
         lambda: held if len(held := cluster.triggers()) > MOST_TRIGGERS else None,
     )
     assert len(set(before.values())) == 2
@@ -301,7 +308,7 @@ def kill_a_triggerer(cluster: Cluster) -> None:
         now = cluster.triggers()
         return [one for one, owner in before.items() if now.get(one, owner) != owner]
 
-    taken_over = wait_until("a trigger to be taken over", PATIENCE, moved)
+    taken_over = cluster.wait_until("a trigger to be taken over", moved)
     cluster.kills[-1] += f", {len(taken_over)} of them taken over"
     cluster.simulator.release()
 
@@ -312,7 +319,7 @@ def kill_the_scheduler(cluster: Cluster) -> None:
     def running() -> list[psutil.Process]:
         return [*cluster.tasks_of("worker-1"), *cluster.tasks_of("worker-2")]
 
-    tasks = wait_until("a running task", PATIENCE, running)
+    tasks = cluster.wait_until("a running task", running)
     cluster.kill("scheduler", f"{len(tasks)} running tasks")
 
 
@@ -330,7 +337,7 @@ class Verdict:
         until = FIRST + timedelta(days=DAYS)
         runs = [run for run in cluster.ledger.runs() if run.interval_start < until]
         api = BatchApi(openai.OpenAI(api_key="sk-test", base_url=f"{cluster.simulator.url}/v1"))
-        artifacts = artifacts_of(cluster)
+        artifacts = dataset_at("s3://llm-batch/artifacts")
         verdict = cls(
             runs,
             [
@@ -389,9 +396,8 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def artifacts_of(cluster: Cluster) -> Artifacts:
-    """The artifacts in the S3 server, as a process beside the cluster reads them."""
+def lead_to_objects(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `s3://` lead to the S3 server, as for a process beside the cluster."""
     for name, value in cluster.machine.environment("worker").items():
         if name.startswith("AWS_"):
-            os.environ[name] = value
-    return dataset_at("s3://llm-batch/artifacts")
+            monkeypatch.setenv(name, value)

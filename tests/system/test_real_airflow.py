@@ -9,9 +9,10 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 import psutil
@@ -33,7 +34,7 @@ from include.local_stack.environment import (
     RESULTS_DB,
     simulator_connection,
 )
-from include.local_stack.rest import FINAL_RUN_STATES, wait_until
+from include.local_stack.rest import FINAL_RUN_STATES, AirflowApiError, DagRun, wait_until
 from include.local_stack.stack import HEALTHY, Stack
 from include.simulator.process import Simulator
 from include.source_tables import load_sample_tickets
@@ -41,9 +42,11 @@ from tests.system.postgres_server import PostgresServer
 
 pytestmark = [pytest.mark.system, pytest.mark.postgres, pytest.mark.long]
 
+T = TypeVar("T")
 JOB = "ticket_triage"
+WAIT = "round_1.shard.wait[0]"
 FIRST = datetime(2026, 11, 1, tzinfo=UTC)
-PATIENCE = 180.0  # seconds for a run
+PATIENCE = 420.0  # seconds for a run
 CALLS_THAT_HANG: list[dict[str, Any]] = [
     {"id": "a batch is being created", "fault": "stall_after", "method": "POST",
      "path": "/batches$", "seconds": 60, "times": 1},
@@ -86,21 +89,38 @@ class Deployment:
         """Trigger a run and return it when its sensor waits, for a batch that is held."""
         self.simulator.add_faults({"fault": "stuck", "times": 1})
         run_id = self.trigger()
-        self.wait_for_state(run_id, "round_1.shard.wait[0]", "deferred")
+        self.wait_for_state(run_id, WAIT, "deferred")
         return run_id
+
+    def watched(self, run_id: str) -> None:
+        """Wait until the trigger of the deferred sensor has looked at its batch."""
+
+        def has_looked() -> bool:
+            try:
+                return bool(self.stack.client.xcom(JOB, run_id, WAIT[:-3], key="progress", index=0))
+            except AirflowApiError:
+                return False
+
+        self.wait_for_state(run_id, WAIT, "deferred")
+        self.wait_until(f"progress of {run_id}", has_looked)
 
     def finish(self, run_id: str) -> None:
         """Release what is held, wait for the run, and check everything that has to hold."""
         self.simulator.release()
-        self.wait_until(
-            f"the end of {run_id}",
-            lambda: self.stack.client.run(JOB, run_id).state in FINAL_RUN_STATES,
-        )
-        assert self.stack.client.run(JOB, run_id).state == "success", self.states(run_id)
+
+        def ended() -> DagRun | None:
+            run = self.stack.client.run(JOB, run_id)
+            return run if run.state in FINAL_RUN_STATES else None
+
+        run = self.wait_until(f"the end of {run_id}", ended)
+        assert run.state == "success", self.states(run_id)
         self.check(run_id)
 
     def batches(self, run_id: str) -> list[Batch]:
-        run = self.stack.client.xcom(JOB, run_id, "extract")
+        run = self.wait_until(
+            f"the ledger's name of {run_id}",
+            lambda: self.stack.client.xcom(JOB, run_id, "extract"),
+        )
         return self.ledger.batches(run["run_id"])
 
     def revive(self) -> None:
@@ -112,22 +132,22 @@ class Deployment:
 
         self.wait_until("healthy components", is_healthy)
 
-    def wait_until(self, what: str, probe: Callable[[], bool]) -> None:
+    def wait_until(self, what: str, probe: Callable[[], T | None]) -> T:
         """Wait, and start every component anew whose process ends, as a service manager does.
 
         One may notice only then that the database was away, when it has seemed healthy before.
         """
 
-        def is_so() -> bool:
+        def found() -> T | None:
             for component in self.stack.components.values():
                 if not component.is_running:
                     component.start()
             try:
                 return probe()
             except TransientError:  # the api-server is one of those that have just been started
-                return False
+                return None
 
-        wait_until(what, PATIENCE, is_so)
+        return wait_until(what, PATIENCE, found)
 
     def check(self, run_id: str) -> None:
         """One batch per request file at the API, and no row billed twice in a round."""
@@ -147,17 +167,47 @@ class Deployment:
         assert billed
         assert max(billed.values()) == 1
 
-    def trigger_owners(self) -> dict[int, int]:
-        """Which triggerer has which trigger."""
-        query = "SELECT id, triggerer_id FROM trigger WHERE triggerer_id IS NOT NULL"
+    def owner(self, run_id: str) -> int | None:
+        """Which triggerer has the trigger of the run's deferred sensor."""
+        query = sa.text(
+            "SELECT triggerer_id FROM trigger JOIN task_instance ON trigger_id = trigger.id "
+            "WHERE run_id = :run_id AND state = 'deferred'"
+        )
         with self.results.connect() as connection:
-            return {row[0]: row[1] for row in connection.execute(sa.text(query))}
+            return connection.execute(query, {"run_id": run_id}).scalar_one_or_none()
+
+    def heartbeat(self, job: int) -> datetime:
+        """When a component has last gone through its loop."""
+        query = sa.text("SELECT latest_heartbeat FROM job WHERE id = :job")
+        with self.results.connect() as connection:
+            found: datetime = connection.execute(query, {"job": job}).scalar_one()
+        return found
+
+    def stall(self, component: Component) -> None:
+        """Let a component hang, but not with a lock of the database: it would hold all others."""
+
+        def hangs() -> bool:
+            component.pause()
+            time.sleep(0.5)  # the server ends what it has been asked for
+            if not self.database.is_at_work_for(_ports(component)):
+                return True
+            component.resume()
+            return False
+
+        wait_until(f"{component.name} to be outside of a transaction", PATIENCE, hangs)
 
     def api_status(self, batch: Batch) -> str:
         (found,) = [
             one for one in self.simulator.batches()["batches"] if one["id"] == batch.batch_id
         ]
         return str(found["status"])
+
+
+def _ports(component: Component) -> set[int]:
+    """The ports of this machine that a component has connections from."""
+    parent = psutil.Process(component.pid)
+    processes = [parent, *parent.children(recursive=True)]
+    return {one.laddr.port for process in processes for one in process.net_connections("tcp")}
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +272,9 @@ def test_a_clear_while_deferred_goes_on_with_the_same_batch(deployment: Deployme
     (before,) = deployment.batches(run_id)
 
     deployment.stack.client.clear(JOB, run_id, ["round_1.shard.wait"])
+    deployment.watched(run_id)
 
+    assert deployment.api_status(before) == "in_progress"
     deployment.finish(run_id)
     assert [one.batch_id for one in deployment.batches(run_id)] == [before.batch_id]
     assert deployment.api_status(before) == "completed"
@@ -234,8 +286,9 @@ def test_a_cleared_run_sends_nothing_again(deployment: Deployment) -> None:
     (before,) = deployment.batches(run_id)
 
     deployment.stack.client.clear(JOB, run_id)
-    time.sleep(3)
+    deployment.watched(run_id)
 
+    assert deployment.api_status(before) == "in_progress"
     deployment.finish(run_id)
     assert [one.batch_id for one in deployment.batches(run_id)] == [before.batch_id]
 
@@ -248,9 +301,8 @@ def test_marking_the_task_failed_stops_the_spend(deployment: Deployment) -> None
 
     deployment.stack.client.mark_task(JOB, run_id, "round_1.shard.wait", "failed", index=0)
 
-    wait_until(
+    deployment.wait_until(
         "the batch to be cancelled",
-        30.0,
         lambda: deployment.api_status(ours) in {"cancelling", "cancelled"},
     )
     deployment.finish(other)
@@ -263,22 +315,25 @@ def test_a_stalled_triggerer_does_not_cancel_what_another_waits_for(
     run_id = deployment.deferred()
     (batch,) = deployment.batches(run_id)
     stack = deployment.stack
-    wait_until("a triggerer to have the trigger", PATIENCE, deployment.trigger_owners)
+    owner = deployment.wait_until("an owner", lambda: deployment.owner(run_id))
     first = stack.components["triggerer"]
     second = Component(
         "triggerer-2", first._command, stack.home / "logs" / "triggerer-2.log", stack.env
     )
-    before = deployment.trigger_owners()
-    first.pause()
+    deployment.stall(first)
     second.start()
     try:
-        wait_until(
+        deployment.wait_until(
             "the second triggerer to take over",
-            PATIENCE,
-            lambda: not set(before.items()) & set(deployment.trigger_owners().items()),
+            lambda: deployment.owner(run_id) not in {None, owner},
         )
         first.resume()
-        time.sleep(5)  # time for the first one to do harm
+        harmed_by = datetime.now(UTC) + timedelta(seconds=5)
+        deployment.wait_until(
+            "the first one to have had time to do harm",
+            lambda: deployment.heartbeat(owner) > harmed_by,
+        )
+        assert deployment.api_status(batch) == "in_progress"
         deployment.finish(run_id)
     finally:
         first.resume()
@@ -303,7 +358,7 @@ def test_a_killed_task_costs_nothing(deployment: Deployment) -> None:
     deployment.simulator.add_faults(*CALLS_THAT_HANG)
     run_id = deployment.trigger()
     for rule in CALLS_THAT_HANG:
-        wait_until(rule["id"], PATIENCE, lambda one=rule["id"]: deployment.simulator.fired(one))  # type: ignore[misc]
+        deployment.wait_until(rule["id"], lambda one=rule["id"]: deployment.simulator.fired(one))  # type: ignore[misc]
         assert _kill_tasks(deployment.stack.components["scheduler"].pid) > 0
 
     deployment.finish(run_id)
@@ -311,16 +366,21 @@ def test_a_killed_task_costs_nothing(deployment: Deployment) -> None:
 
 def _kill_tasks(scheduler: int) -> int:
     """Kill the processes that run task code: the youngest generation below the scheduler."""
-    workers = psutil.Process(scheduler).children()
-    leaves = [
-        process
-        for worker in workers
-        for process in worker.children(recursive=True)
-        if not process.children()
-    ]
-    for process in leaves:
-        process.kill()
-    return len(leaves)
+    killed = 0
+    for worker in psutil.Process(scheduler).children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            for process in worker.children(recursive=True):
+                killed += _is_killed_leaf(process)
+    return killed
+
+
+def _is_killed_leaf(process: psutil.Process) -> bool:
+    """Kill a process that has no children; whether it was one, and still there."""
+    with suppress(psutil.NoSuchProcess):
+        if not process.children():
+            process.kill()
+            return True
+    return False
 
 
 def test_a_changed_job_does_not_touch_a_run_that_waits(deployment: Deployment) -> None:
@@ -345,7 +405,7 @@ def test_a_killed_api_server_costs_nothing(deployment: Deployment) -> None:
 
     server.kill()
     server.start()
-    deployment.stack.wait_healthy()
+    deployment.revive()
 
     deployment.finish(run_id)
 
@@ -373,10 +433,10 @@ def test_a_second_backfill_over_done_days_sends_nothing(deployment: Deployment) 
     days = (FIRST + timedelta(days=11), FIRST + timedelta(days=12))
     bills = []
     for _ in range(2):
-        wait_until("no active backfill", PATIENCE, lambda: not client.active_backfills(JOB))
+        deployment.wait_until("no active backfill", lambda: not client.active_backfills(JOB))
         moment = datetime.now(UTC)
         client.create_backfill(JOB, *days, conf={"sample": 0.1})
-        wait_until("the backfill", PATIENCE, lambda since=moment: _done(client, days, since))  # type: ignore[misc]
+        deployment.wait_until("the backfill", lambda since=moment: _done(client, days, since))  # type: ignore[misc]
         bills.append(deployment.simulator.bill()["requests"])
 
     assert bills[0] == bills[1] > 0

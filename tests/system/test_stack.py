@@ -5,10 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import psutil
@@ -24,7 +23,7 @@ from include.local_stack.backfill import (
     start_backfill,
     wait_for_runs,
 )
-from include.local_stack.component import ComponentDiedError, marked_processes
+from include.local_stack.component import ComponentDiedError, kill_marked, marked_processes
 from include.local_stack.environment import PROJECT, is_port_free
 from include.local_stack.rest import wait_until
 from include.local_stack.stack import Stack
@@ -70,7 +69,7 @@ with DAG(
     wait()
 """
 DAYS = Days("tiny", date(2026, 11, 1), date(2026, 11, 2))
-RUN_TIMEOUT = 90.0  # seconds
+PATIENCE = 300.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stack(tmp_path_factory: pytest.TempPathFactory, dags: Path) -> Iterator[Stack]:
     """A running stack."""
     with Stack(tmp_path_factory.mktemp("stack"), dags=dags) as running:
-        running.wait_for_dag("tiny")
+        running.wait_for_dag("tiny", PATIENCE)
         yield running
 
 
@@ -96,7 +95,7 @@ def test_backfill_runs_every_day_again(stack: Stack) -> None:
     for _ in range(2):
         dates = start_backfill(stack.client, DAYS, {})
         runs = wait_for_runs(
-            stack.client, "tiny", dates, seconds=RUN_TIMEOUT, watch=lambda _runs: stack.check()
+            stack.client, "tiny", dates, seconds=PATIENCE, watch=lambda _runs: stack.keep_running()
         )
 
         assert [run.state for run in runs] == ["success", "success"]
@@ -106,7 +105,7 @@ def test_backfill_runs_every_day_again(stack: Stack) -> None:
 
 def test_an_interval_ends_where_the_next_begins(stack: Stack) -> None:
     """What a dry run counts is what runs work on: days of the schedule's own time zone."""
-    stack.wait_for_dag("slow")
+    stack.wait_for_dag("slow", PATIENCE)
     found = intervals_of(
         stack.client, Days("slow", date(2026, 3, 28), date(2026, 3, 30), "Europe/Berlin")
     )
@@ -118,32 +117,45 @@ def test_an_interval_ends_where_the_next_begins(stack: Stack) -> None:
 def test_a_backfill_is_paused_and_cancelled(stack: Stack) -> None:
     """Paused, it begins no other run; cancelled, those that run are ended as well."""
     client = stack.client
-    stack.wait_for_dag("slow")
+    stack.wait_for_dag("slow", PATIENCE)
     days = Days("slow", date(2026, 3, 1), date(2026, 3, 4), "Europe/Berlin")
     start_backfill(client, days, {}, How(max_active_runs=1, backwards=True))
 
     def states() -> list[str]:
         return [run.state for run in client.runs("slow", *days.bounds)]
 
-    wait_until("a running run", RUN_TIMEOUT, lambda: "running" in states())
+    wait_until("a running run", PATIENCE, lambda: "running" in states())
     assert states() == ["queued", "queued", "queued", "running"]  # the last day is the first
     assert hold(client, "slow", paused=True) == 4
     (running,) = [run for run in client.runs("slow", *days.bounds) if run.state == "running"]
     client.mark_run("slow", running.run_id, "success")
-    time.sleep(5)
+    for _ in range(2):  # what begins before the first of them may have looked before the mark
+        wait_for_heartbeat(stack, "scheduler", since=datetime.now(UTC))
     assert states() == ["queued", "queued", "queued", "success"]
 
     hold(client, "slow", paused=False)
-    wait_until("the next run", RUN_TIMEOUT, lambda: "running" in states())
+    wait_until("the next run", PATIENCE, lambda: "running" in states())
     assert cancel(client, "slow") == 1
     assert states() == ["failed", "failed", "failed", "success"]
     assert not client.active_backfills("slow")
 
 
+def wait_for_heartbeat(stack: Stack, component: str, *, since: datetime) -> None:
+    """Wait until a component has gone through its loop."""
+
+    def has_beaten() -> bool:
+        stack.keep_running()
+        report = stack.client.call("GET", "/monitor/health")[component]
+        latest = report[f"latest_{component}_heartbeat"]
+        return bool(latest) and datetime.fromisoformat(latest) > since
+
+    wait_until(f"a heartbeat of the {component}", PATIENCE, has_beaten)
+
+
 def test_broken_dag_is_reported_at_once(stack: Stack) -> None:
     """Waiting for a DAG whose file cannot be imported ends with the reason, not with a timeout."""
     with pytest.raises(ConfigurationError, match="nothing_of_this_name"):
-        stack.wait_for_dag("broken")
+        stack.wait_for_dag("broken", PATIENCE)
 
 
 def test_only_the_loopback_interface_listens(stack: Stack) -> None:
@@ -170,17 +182,21 @@ def test_lost_component_is_noticed_and_comes_back(stack: Stack) -> None:
 
     with pytest.raises(ComponentDiedError, match="triggerer ended with exit code -9"):
         stack.check()
+    began = datetime.now(UTC)
     stack.keep_running()
-    stack.wait_healthy()
+    wait_for_heartbeat(stack, "triggerer", since=began)
     assert triggerer.is_running
 
 
 def test_second_stack_in_the_same_home_is_refused(stack: Stack, dags: Path) -> None:
     """Somebody's running stack is neither stopped nor doubled."""
+    stack.keep_running()
+    before = {name: one.pid for name, one in stack.components.items()}
     with pytest.raises(ConfigurationError, match="already runs"), Stack(stack.home, dags=dags):
         pass
 
-    assert stack.client.health()["scheduler"] == "healthy"
+    stack.wait_healthy()
+    assert {name: one.pid for name, one in stack.components.items()} == before
 
 
 OWNER = """
@@ -195,7 +211,7 @@ with Stack(Path(sys.argv[1]), dags=Path(sys.argv[2])):
 
 @contextmanager
 def _starting_stack(home: Path, dags: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is about to start a stack, and has started its components."""
+    """A process that starts a stack, and has started its components."""
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, str(home), str(dags)],
         cwd=PROJECT,
@@ -203,10 +219,14 @@ def _starting_stack(home: Path, dags: Path) -> Iterator[subprocess.Popen[bytes]]
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as owner:
-        wait_until("a started scheduler", 60, (home / "logs/triggerer.log").exists)
-        time.sleep(2)
-        yield owner
-        owner.wait(60)
+        try:
+            wait_until("started components", PATIENCE, (home / "stack.json").exists)
+            yield owner
+            owner.wait(PATIENCE)
+        except BaseException:
+            owner.kill()
+            kill_marked(home)
+            raise
 
 
 def test_interrupt_leaves_nothing_behind(tmp_path: Path, dags: Path) -> None:
