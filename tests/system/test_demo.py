@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from include.local_stack.component import kill_marked
 from include.local_stack.environment import PROJECT
 
 pytestmark = [pytest.mark.system, pytest.mark.long]
@@ -32,9 +33,12 @@ def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
 def demo(home: Path) -> list[str]:
     """The lines of one whole `make demo`, with its files below `home`."""
     command = [sys.executable, "-m", "include.local_stack", "demo", "--home", str(home)]
-    ended = subprocess.run(
-        command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    try:
+        ended = subprocess.run(
+            command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    finally:
+        kill_marked(home)  # nothing is left, unless it was ended for taking too long
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout.splitlines()
 
