@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
+from include import participants
 from include.artifacts import Artifacts
 from include.audit import audit
 from include.batch_api import BatchApi
@@ -306,6 +307,24 @@ def test_marking_the_task_failed_stops_the_spend(deployment: Deployment) -> None
         lambda: deployment.api_status(ours) in {"cancelling", "cancelled"},
     )
     deployment.finish(other)
+
+
+def test_a_failed_run_goes_on_where_it_was_cleared(deployment: Deployment) -> None:
+    """Nobody's after its failure; cleared at its red task alone, it is its own run's again."""
+    run_id = deployment.deferred()
+    (batch,) = deployment.batches(run_id)
+
+    def who() -> Sequence[tuple[str, str]]:
+        return participants.names(deployment.ledger, batch.run_id)
+
+    deployment.stack.client.mark_task(JOB, run_id, "round_1.shard.wait", "failed", index=0)
+    deployment.wait_until("the run to be nobody's", lambda: not who())
+    deployment.wait_until("a cancel", lambda: deployment.api_status(batch) == "cancelled")
+
+    deployment.stack.client.clear(JOB, run_id, ["round_1.shard.wait"])
+
+    deployment.finish(run_id)
+    assert who() == [(JOB, run_id)]
 
 
 def test_a_stalled_triggerer_does_not_cancel_what_another_waits_for(

@@ -55,12 +55,17 @@ class Office:
 
     def trigger(self) -> str:
         """Trigger a run over the next unused day."""
-        start = FIRST + timedelta(days=self._day)
         self._day += 1
+        return self.trigger_again()
+
+    def trigger_again(self, **conf: Any) -> str:
+        """Trigger another run over the same day."""
+        start = FIRST + timedelta(days=self._day - 1)
         return self.stack.client.trigger(
             JOB,
-            logical_date=start + timedelta(days=1),
+            logical_date=start + timedelta(days=1, minutes=len(conf)),
             interval=(start, start + timedelta(days=1)),
+            conf=conf,
         )
 
     def finished(self) -> str:
@@ -98,6 +103,13 @@ class Office:
             lambda: states(JOB, run_id).get("round_1.shard.wait[0]") == "deferred",
         )
         return run_id
+
+    def wait_for_cancelled(self, run_id: str) -> None:
+        """Wait until the API has cancelled every batch of a run."""
+        for batch in self.batches(run_id):
+            self.wait_until(
+                f"{batch} to be cancelled", lambda one=batch: self.status(one) == "cancelled"
+            )
 
     def run(self, run_id: str) -> Run:
         return self.ledger.run(self.stack.client.xcom(JOB, run_id, "extract")["run_id"])
@@ -326,15 +338,35 @@ def _cancelled(office: Office, run_id: str) -> None:
     frame.get_by_role("button", name="Cancel the run").click()
     frame.locator(".said").wait_for()
 
-    for batch in office.batches(run_id):
-        office.wait_until(
-            f"{batch} to be cancelled", lambda one=batch: office.status(one) == "cancelled"
-        )
+    office.wait_for_cancelled(run_id)
     assert office.stack.client.run(JOB, run_id).state == "failed"
     (line,) = actions.history(office.ledger, run_id=office.run(run_id).run_id)
     assert (line.who, line.via, line.kind, line.outcome) == (OWNER, "ui", "cancel_run", "done")
     events = office.stack.client._pages(f"/eventLogs?dag_id={JOB}", "event_logs")
     assert {"llm_batch_cancel", "patch_dag_run"} <= {one["event"] for one in events}
+
+
+def test_a_run_that_another_has_replaced_is_closed(office: Office) -> None:
+    """Its job has changed: two clicks end it, and what it has cost stays in the ledger."""
+    run_id = office.deferred()
+    run = office.run(run_id)
+    assert office.tab(OWNER, run_id).locator("#close-run").count() == 0, "it may still end"
+    office.stack.client.mark_run(JOB, run_id, "failed")
+    office.wait_for_cancelled(run_id)
+    office.simulator.clear_faults()
+    office.wait_for_success(office.trigger_again(model="gpt-5-nano"))
+
+    frame = office.tab(OWNER, run_id)
+    frame.locator("#close-run").click()
+    assert _text(frame, "#close-rows").startswith(count(run.rows))
+    frame.get_by_role("button", name="Close the run").click()
+    frame.locator(".said").wait_for()
+
+    closed = office.ledger.run(run.run_id)
+    costs = [one.cost_usd for one in office.batches(run_id)]
+    assert (closed.state, closed.cost_usd) == ("CLOSED", sum(one or Decimal(0) for one in costs))
+    (line,) = actions.history(office.ledger, run_id=run.run_id)
+    assert (line.who, line.via, line.kind, line.outcome) == (OWNER, "ui", "close", "done")
 
 
 def test_failed_rows_are_redriven_from_the_page(office: Office, done: str) -> None:
