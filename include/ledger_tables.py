@@ -213,7 +213,7 @@ input_file = sa.Table(
     "llm_batch_input_file",
     metadata,
     sa.Column("submission_id", sa.String(32), primary_key=True),
-    sa.Column("file_id", sa.String(512), primary_key=True),
+    sa.Column("file_id", sa.String(512), primary_key=True, index=True),
     sa.Column("uploaded_at", UtcTime, nullable=False),
 )
 

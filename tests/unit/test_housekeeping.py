@@ -181,6 +181,25 @@ def test_a_file_that_an_open_run_has_too_stays(world: World) -> None:
     later.close()
 
 
+def test_a_file_is_looked_up_by_its_id(world: World) -> None:
+    """By an index: it is asked of every file, however many were ever uploaded."""
+    keeping = keeper(world)
+    asked: list[tuple[str, Any]] = []
+
+    def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        asked.append((statement, parameters))
+
+    sa.event.listen(keeping.ledger.engine, "before_cursor_execute", note)
+    keeping._is_in_use("file-1")
+    sa.event.remove(keeping.ledger.engine, "before_cursor_execute", note)
+
+    ((statement, parameters),) = (one for one in asked if one[0].startswith("SELECT"))
+    with keeping.ledger.engine.connect() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    (step,) = (one[3] for one in plan if "llm_batch_input_file" in one[3])
+    assert "(file_id=?)" in step
+
+
 def test_an_open_run_is_never_touched(world: World) -> None:
     """However old it is: files, batches, artifacts and history stay."""
     batches = submitted(world)

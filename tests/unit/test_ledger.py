@@ -273,13 +273,19 @@ def test_tasks_may_migrate_at_once(engine: sa.Engine) -> None:
 
 
 def test_the_migrations_make_the_tables(engine: sa.Engine) -> None:
-    """After all migrations the database has exactly the tables and columns of the code."""
+    """After all migrations the database has exactly the tables, columns and indexes of the code."""
     Ledger(engine)
     found = sa.inspect(engine)
 
     for table in ledger_tables.metadata.sorted_tables:
         columns = {one["name"] for one in found.get_columns(table.name)}
+        indexes = {
+            one["name"]: one["column_names"]
+            for one in found.get_indexes(table.name)
+            if "duplicates_constraint" not in one  # PostgreSQL names those of a key as well
+        }
         assert columns == {one.name for one in table.columns}, table.name
+        assert indexes == {one.name: one.columns.keys() for one in table.indexes}, table.name
 
 
 def test_head_is_the_newest_migration() -> None:
