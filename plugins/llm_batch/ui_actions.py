@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.api_fastapi.logging.decorators import action_logging
+from airflow.utils.session import create_session
 from anyio import from_thread, to_thread
 from fastapi import APIRouter, Depends, Form, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -54,7 +55,10 @@ async def cancel(
     run = await to_thread.run_sync(found_run, dag_id, ledger_run)
 
     def end_run(other_dag: str, airflow_run: str) -> None:
-        from_thread.run(ui_airflow.fail_run, request, other_dag, airflow_run)
+        with create_session() as session:
+            is_alive = ui_airflow.is_alive(session, other_dag, airflow_run)
+        if is_alive:  # one that has succeeded stays so
+            from_thread.run(ui_airflow.fail_run, request, other_dag, airflow_run)
 
     def act() -> actions.Action:
         ledger = ui_pages.writable_ledger()

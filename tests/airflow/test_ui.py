@@ -603,6 +603,26 @@ def test_actions_go_through_airflow_as_the_user(site: Site) -> None:
         assert events[event] == f"ann@{OURS}"
 
 
+def test_a_run_that_has_ended_well_stays_as_it_is(site: Site) -> None:
+    """Cancelling what it shares with another run does not turn its success into a failure."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    owner = site.client(f"ann@{OURS}", "ADMIN")
+    shared = site.open(OURS, day=5, dag_run_id="manual__shared")
+    ended = DagRun(dag_id=OURS, run_id=shared.dag_run_id, run_type="manual", state="success")
+    with create_session() as session:
+        session.add(ended)
+    (batch,) = site.ledger.batches(shared.run_id)
+    site.ledger.ended(batch, api_status="completed", done=10, failed=0)
+    query = {"dag_id": OURS, "ledger_run": shared.run_id}
+
+    answer = _cancel(owner, query, _token(owner, "/llm-batch/cancel", query))
+
+    assert answer.status_code == 303, answer.text
+    assert _airflow_run(shared.dag_run_id).state == "success"
+
+
 # Errors and the empty ledger
 
 
