@@ -205,9 +205,9 @@ def cancel(
     """
     only = None if plan.is_whole_run else plan.batches[0].submission_id
     with audited(ledger, plan.run, plan.kind, actor, submission_id=only) as note:
-        for airflow_run in plan.airflow_runs if plan.is_whole_run else ():
+        # Both as it is now: others may have joined since, and tasks have gone on until their end.
+        for airflow_run in participants.names(ledger, plan.run.run_id) if plan.is_whole_run else ():
             end_run(*airflow_run)
-        # As it is now: tasks of the run have gone on until they were ended.
         for one in _at_api(ledger, plan.run) if plan.is_whole_run else plan.batches:
             note(_cancel_one(one, ledger, api))
     return last_action(ledger, plan.run.run_id)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from include import actions, pipeline
+from include import actions, ledger_queries, pipeline
 from include.actions import ActionKind, Actor, Outcome
 from include.errors import ConfigurationError, TransientError
 from include.job_spec import with_overrides
@@ -117,6 +117,22 @@ def test_a_batch_that_is_made_meanwhile_is_cancelled_with_its_run(world: World) 
     batch = ledger.batch(built.submission_id)
     assert plan.batches == ()
     assert _status(world, batch) in {"cancelling", "cancelled"}
+
+
+def test_an_airflow_run_that_joins_meanwhile_is_ended_with_the_others(world: World) -> None:
+    """Between the question and the yes: it would begin the next round with what is cancelled."""
+    ledger, batch = _at_the_api(world)
+    plan = actions.plan_cancel(ledger, batch.run_id)
+    with ledger.engine.begin() as connection:
+        ledger_queries.take_part(connection, batch.run_id, plan.run.dag_id, "another")
+    ended: list[str] = []
+
+    def end_run(_dag_id: str, dag_run_id: str) -> None:
+        ended.append(dag_run_id)
+
+    actions.cancel(plan, ledger, lambda _conn: world.api(), NIGHT, end_run=end_run)
+
+    assert ended == ["another", plan.run.dag_run_id]
 
 
 def test_a_run_that_has_ended_meanwhile_keeps_no_other_back(world: World) -> None:
