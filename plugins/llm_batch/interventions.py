@@ -6,11 +6,11 @@ import argparse
 import getpass
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from include import actions, closing, overview
 from include.actions import Action, ActionKind, Actor, Cancellation
@@ -24,6 +24,8 @@ from llm_batch.answer import DECLINED, FAILED, LOOK, OK, Answer
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
+
+Plan = TypeVar("Plan")
 
 SHORT = 12  # characters of a run id that are shown
 
@@ -100,9 +102,13 @@ def close(options: argparse.Namespace, engine: Engine) -> Answer:
     """End one run for good, after a question."""
     ledger = Ledger(engine)
     run = overview.find_run(engine, options.run)
-    plan = closing.plan_close(ledger, run.run_id, is_alive=airflow_runs.is_alive)
+
+    def plan_close() -> closing.Closing:
+        return closing.plan_close(ledger, run.run_id, is_alive=airflow_runs.is_alive)
+
+    plan, is_agreed = _decided(options, plan_close, closing.Closing.text, "Close?")
     data: dict[str, Any] = plan.as_dict()
-    if not _agreed(options, plan.text(), "Close?"):
+    if not is_agreed:
         return Answer(data, f"{plan.text()}\n{_nothing()}", DECLINED)
     places = closing.Places(ledger, connections.artifacts(), connections.submission)
     done = closing.close(plan, places, _actor(options))
@@ -113,15 +119,18 @@ def redrive(options: argparse.Namespace, engine: Engine) -> Answer:
     """Send the failed rows of one partition again, after a question."""
     ledger = Ledger(engine)
     run = overview.run_at(engine, options.job, options.day)
-    plan = actions.plan_redrive(ledger, run.run_id, connections.job_now(run.job))
-    told = _redrive_text(plan)
+
+    def plan_redrive() -> actions.Redrive:
+        return actions.plan_redrive(ledger, run.run_id, connections.job_now(run.job))
+
+    plan, is_agreed = _decided(options, plan_redrive, _redrive_text, "Redrive?")
     data: dict[str, Any] = {
         "run_id": run.run_id,
         "rows": plan.rows,
         "cost_usd": _usd(plan.cost_usd),
     }
-    if not _agreed(options, told, "Redrive?"):
-        return Answer(data, f"{told}\n{_nothing()}", DECLINED)
+    if not is_agreed:
+        return Answer(data, f"{_redrive_text(plan)}\n{_nothing()}", DECLINED)
     actor = _actor(options)
 
     def trigger(plan: actions.Redrive) -> str:
@@ -154,31 +163,57 @@ def erase(options: argparse.Namespace, engine: Engine) -> Answer:
     from llm_batch.housekeeping import housekeeping
 
     keeping = housekeeping(apply=True)
-    found = erasure.traces(options.job, options.key, Ledger(engine), keeping.artifacts)
-    told = (
-        f"{counted(len(found), 'run')} of job {options.job} {noun(len(found), 'has', 'have')} this "
-        "row. Artifacts and files at the provider are deleted, and the row's lines in results and "
-        "failures. Delete it in the source first: what is in the source is sent again."
-    )
+    ledger = Ledger(engine)
+
+    def traces() -> list[erasure.Trace]:
+        return erasure.traces(options.job, options.key, ledger, keeping.artifacts)
+
+    def told(found: Sequence[erasure.Trace]) -> str:
+        return _erase_text(options.job, len(found))
+
+    if not ledger.runs(options.job, limit=1):
+        return Answer({"runs": []}, f"The ledger knows no run of job {options.job}.")
+    found, is_agreed = _decided(options, traces, told, "Erase?")
     data: dict[str, Any] = {"runs": [one.run.run_id for one in found]}
-    runs = [one.run for one in found] or keeping.ledger.runs(options.job, limit=1)
-    if not runs:
-        return Answer(data, f"The ledger knows no run of job {options.job}.")
-    if not _agreed(options, told, "Erase?"):
-        return Answer(data, f"{told}\n{_nothing()}", DECLINED)
+    if not is_agreed:
+        return Answer(data, f"{told(found)}\n{_nothing()}", DECLINED)
+    runs = [one.run for one in found] or ledger.runs(options.job, limit=1)
     with ExitStack() as records:
         for run in runs:
-            records.enter_context(
-                actions.audited(keeping.ledger, run, ActionKind.ERASE, _actor(options))
-            )
+            records.enter_context(actions.audited(ledger, run, ActionKind.ERASE, _actor(options)))
         done = erasure.erase(found, keeping, connections.target, job=options.job, key=options.key)
-    told = (
+    erased = (
         f"Erased: {counted(done.rows, 'line')} of results and failures, "
         f"{counted(done.files, 'file')} at the provider, "
         f"the artifacts of {counted(done.runs, 'run')}."
     )
-    lines = [told, *(f"Left: {one}" for one in done.left)]
+    lines = [erased, *(f"Left: {one}" for one in done.left)]
     return Answer(data | asdict(done), "\n".join(lines), LOOK if done.left else OK)
+
+
+def _erase_text(job: str, runs: int) -> str:
+    return (
+        f"{counted(runs, 'run')} of job {job} {noun(runs, 'has', 'have')} this row. Artifacts and "
+        "files at the provider are deleted, and the row's lines in results and failures. Delete it "
+        "in the source first: what is in the source is sent again."
+    )
+
+
+def _decided(
+    options: argparse.Namespace,
+    plan: Callable[[], Plan],
+    told: Callable[[Plan], str],
+    question: str,
+) -> tuple[Plan, bool]:
+    """Plan, tell, and ask; return the plan, and whether it shall be done.
+
+    After a yes it is planned again, which raises when it cannot be done any more: people think for
+    as long as they like, and runs go on meanwhile.
+    """
+    found = plan()
+    if options.yes:
+        return found, True
+    return (plan(), True) if _agreed(options, told(found), question) else (found, False)
 
 
 def _agreed(options: argparse.Namespace, told: str, question: str) -> bool:

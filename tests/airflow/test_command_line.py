@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -465,7 +466,8 @@ def replace(run_id: str) -> str:
     ledger = connections.ledger()
     run = ledger.run(run_id)
     spec = pipeline.pinned(run)
-    spec = spec.model_copy(update={"request": spec.request.model_copy(update={"prompt": "Other"})})
+    request = spec.request.model_copy(update={"prompt": f"{spec.request.prompt}\nBe brief."})
+    spec = spec.model_copy(update={"request": request})
     newer = pipeline.open_run(
         ledger,
         spec,
@@ -497,3 +499,115 @@ def test_close_ends_a_run_that_was_replaced(open_run: str, slow: Simulator, say:
     states = {one["run_id"]: one["state"] for one in json.loads(listed[listed.index("[\n") :])}
     assert states == {open_run: "CLOSED", newer: "OPEN"}
     assert "close" in say("show", open_run)[1]
+
+
+@pytest.fixture
+def yes_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Somebody sits at the terminal, and says yes after something has happened."""
+
+    def think(happens: Callable[[], object]) -> None:
+        def answer(_question: str) -> str:
+            happens()
+            return "y"
+
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+        monkeypatch.setattr("builtins.input", answer)
+
+    return think
+
+
+def set_airflow_state(run_id: str, state: str) -> None:
+    """As if somebody had cleared a task of it, or marked it."""
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.query(dag_runs()).filter_by(run_id=run_id).update({"state": state})
+
+
+def extracted_again(run_id: str) -> str:
+    """Open another run of the partition, with its snapshot; return its id."""
+    from llm_batch import connections
+
+    from include import pipeline
+
+    ledger = connections.ledger()
+    run = ledger.run(replace(run_id))
+    source = connections.engine("source_db")
+    return pipeline.extract(run, ledger, connections.artifacts(), lambda: source).run_id
+
+
+def done(run_id: str, failed: int) -> None:
+    """End a run in the ledger."""
+    from llm_batch import connections
+
+    ledger = connections.ledger()
+    ledger.finish_run(run_id, loaded=ledger.run(run_id).rows - failed, failed=failed)
+
+
+def test_close_looks_again_after_the_yes(open_run: str, say: Said, yes_after: Any) -> None:
+    """A run of which a task was cleared while somebody thought is not closed."""
+    replace(open_run)
+    assert say("cancel", open_run, "--yes")[0] == OK
+    yes_after(lambda: set_airflow_state("manual__1", "running"))
+
+    code, said = say("close", open_run)
+
+    assert code == FAILED
+    assert "Airflow run manual__1 of DAG ticket_triage works on it and has not ended" in said
+    assert "close" not in say("show", open_run, "--json")[1]
+
+
+def test_erase_looks_again_after_the_yes(open_run: str, say: Said, yes_after: Any) -> None:
+    """A run that has come to have the row while somebody thought still needs it."""
+    from llm_batch import connections
+
+    done(open_run, failed=0)
+    artifacts, run = connections.artifacts(), connections.ledger().run(open_run)
+    key = first_key(run)
+    yes_after(lambda: extracted_again(open_run))
+
+    code, said = say("erase", run.job, key)
+
+    assert (code, "is open and has this row" in said) == (FAILED, True)
+    assert list(artifacts.files(run.directory)) != []
+
+
+def first_key(run: Any) -> str:
+    """The key of the first row of a run's snapshot."""
+    import pyarrow.parquet as pq
+    from llm_batch import connections
+
+    from include.snapshot import Snapshot
+
+    with connections.artifacts().open(Snapshot.from_json(run.snapshot).path) as stream:
+        return str(pq.read_table(stream, columns=["ticket_id"])["ticket_id"][0].as_py())
+
+
+def test_a_redrive_looks_again_after_the_yes(open_run: str, say: Said, yes_after: Any) -> None:
+    """The partition has begun to run again while somebody thought."""
+    done(open_run, failed=2)
+    yes_after(lambda: begun_again(open_run))
+
+    code, said = say("redrive", "ticket_triage", "2026-11-04")
+
+    assert (code, "is not finished" in said) == (FAILED, True)
+
+
+def begun_again(run_id: str) -> None:
+    """Open the next generation of a run."""
+    from llm_batch import connections
+
+    from include import pipeline
+    from include.ledger_records import Partition
+
+    ledger = connections.ledger()
+    run = ledger.run(run_id)
+    partition = Partition(run.job, run.interval_start, run.interval_end)
+    pipeline.open_run(
+        ledger,
+        pipeline.pinned(run),
+        partition,
+        mode=run.mode,
+        dag_id=run.dag_id,
+        dag_run_id="manual__2",
+    )
