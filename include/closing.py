@@ -1,4 +1,4 @@
-"""Ends a run that nobody will finish: a newer run of its partition has taken its place.
+"""Ends a run that nobody will finish: another run of its partition has taken its place.
 
 A job whose prompt has changed makes a run of its own, and leaves the one before open when that was
 not finished. Closing it stops its spend, collects what its batches have done, and lets go of it:
@@ -26,8 +26,10 @@ from include.errors import ConfigurationError
 from include.figures import counted, money
 from include.job_spec import JobSpec
 from include.ledger import Ledger
+from include.ledger_database import reading
 from include.ledger_records import AT_REST, Batch, BatchState, Round, Run, RunState
 from include.overview import OWN_FILE
+from include.rival_runs import overtaken_by
 from include.round_files import round_files
 from include.submission import Submission
 from include.waiting import Verdict, WaitPolicy, look
@@ -46,15 +48,15 @@ class Closing:
     """What closing a run would do."""
 
     run: Run
-    newest: Run  #: of its partition: it has the rows now. Itself for requests of the queue
+    successor: Run  #: has the rows now. Itself for requests of the queue
     batches: int  #: at the API, or about to be
     unsent: int  #: requests in files that were never sent
     collected_usd: Decimal | None  #: None when a price is unknown
 
     @property
     def is_replaced(self) -> bool:
-        """Whether a newer run has its rows; else they are requests of the queue."""
-        return self.newest.run_id != self.run.run_id
+        """Whether another run has its rows; else they are requests of the queue."""
+        return self.successor.run_id != self.run.run_id
 
     def text(self) -> str:
         """Return what somebody reads before they say yes."""
@@ -68,7 +70,7 @@ class Closing:
             )
         return (
             f"{batches}, {counted(self.unsent, 'request is', 'requests are')} never sent. {kept}, "
-            f"and is not loaded: its rows belong to run {self.newest.run_id}."
+            f"and is not loaded: its rows belong to run {self.successor.run_id}."
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Closing:
         known = self.collected_usd
         return {
             "run_id": self.run.run_id,
-            "replaced_by": self.newest.run_id,
+            "replaced_by": self.successor.run_id,
             "batches": self.batches,
             "unsent": self.unsent,
             "collected_usd": None if known is None else format(known, "f"),
@@ -96,22 +98,17 @@ def plan_close(ledger: Ledger, run_id: str, *, is_alive: IsAlive) -> Closing:
     """Return what closing a run would do.
 
     Raises `ConfigurationError` when the run is over already, when it is the newest of its
-    partition or has a request file of its own, or while an Airflow run that works on it is alive.
+    partition (unless an earlier one was sent instead) or has a request file of its own, or while an
+    Airflow run that works on it is alive.
     """
     run = ledger.run(run_id)
     _check_may_end(run)
-    newest = partition_runs(ledger, run)[-1]
-    if newest.run_id == run.run_id and JobSpec.from_json(run.spec).queue is None:
-        raise ConfigurationError(
-            f"{run} is the newest run of its partition, and its rows have no other. Run the "
-            "partition again: it goes on from where it stopped. Only a run that another one has "
-            "replaced (the job was changed) can be closed."
-        )
-    _check_nobody_works(ledger, run, is_alive)
     batches = ledger.batches(run_id)
+    successor = _successor(ledger, run, batches)
+    _check_nobody_works(ledger, run, is_alive)
     return Closing(
         run=run,
-        newest=newest,
+        successor=successor,
         batches=sum(one.state not in AT_REST for one in batches),
         unsent=sum(one.requests for one in batches if one.state == BatchState.PREPARED),
         collected_usd=_collected(batches, "cost_usd"),
@@ -126,6 +123,22 @@ def _check_may_end(run: Run) -> None:
             f"{run} has a request file of its own: it is over when its batch is collected. There "
             "is nothing to close."
         )
+
+
+def _successor(ledger: Ledger, run: Run, batches: Sequence[Batch]) -> Run:
+    """Return the run that has the rows now; a run over requests of the queue keeps them."""
+    newest = partition_runs(ledger, run)[-1]
+    if newest.run_id != run.run_id or JobSpec.from_json(run.spec).queue is not None:
+        return newest
+    with reading(ledger.engine) as connection:
+        other = overtaken_by(connection, batches)
+    if other is not None:
+        return other
+    raise ConfigurationError(
+        f"{run} is the newest run of its partition, and its rows have no other. Run the "
+        "partition again: it goes on from where it stopped. Only a run that another one has "
+        "replaced (the job was changed) can be closed."
+    )
 
 
 def _check_nobody_works(ledger: Ledger, run: Run, is_alive: IsAlive) -> None:

@@ -23,11 +23,11 @@ from include import ledger_tables as tables
 from include.artifacts import Artifacts
 from include.batch_view import BatchView
 from include.chore import Chore, Failing
-from include.errors import ConfigurationError, LLMBatchError, NotOfferedError, NotThereError
+from include.errors import LLMBatchError, NotOfferedError, NotThereError
 from include.figures import counted
 from include.ledger import Ledger
 from include.ledger_records import OVER, Batch, BatchState, Run, RunState, now
-from include.rival_runs import check_not_overtaken
+from include.rival_runs import overtaken_by
 from include.submission import drop_duplicate
 
 if TYPE_CHECKING:
@@ -141,13 +141,9 @@ class Housekeeping:
             self.ledger.submitted(claim.batch, view.batch_id, view.status)
 
     def _is_overtaken(self, batch: Batch) -> bool:
-        """Tell whether another run has loaded its rows, so that nobody may submit it any more."""
-        try:
-            with ledger_database.reading(self.ledger.engine) as connection:
-                check_not_overtaken(connection, batch)
-        except ConfigurationError:
-            return True
-        return False
+        """Tell whether another run has loaded, or sent, its rows: nobody may submit it any more."""
+        with ledger_database.reading(self.ledger.engine) as connection:
+            return overtaken_by(connection, [batch]) is not None
 
     def _cancel_late(self, batch: Batch, view: BatchView, chore: Chore, what: str) -> None:
         """Cancel a batch that was listed only when nobody could collect it any more."""

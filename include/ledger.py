@@ -29,6 +29,7 @@ from include.ledger_records import (
     digest,
     now,
 )
+from include.rival_runs import overtaken_by
 
 
 class Ledger(BatchLedger):
@@ -54,7 +55,8 @@ class Ledger(BatchLedger):
         """Return the open run of this partition and spec, or begin the next generation.
 
         An open run goes on with the limits, budget and alert that `spec` has now. A closed one is
-        opened again while its artifacts are there: what it has paid for is not paid twice.
+        opened again while its artifacts are there, and no other run has loaded its rows: what it
+        has paid for is not paid twice.
 
         Two Airflow runs over one partition share one run here, so all that they do is the same
         work with the same ids. `begin` gets the id of a run that begins, in its transaction: what
@@ -302,8 +304,10 @@ class Ledger(BatchLedger):
 
 def _goes_on(connection: Connection, run: Run) -> bool:
     if run.state == RunState.CLOSED:
-        # One that has sent nothing has nothing to keep: what it would send may be loaded by now.
+        # One that has sent nothing has nothing to keep, and one that was overtaken cannot go on:
+        # what they would send may be, or is, loaded by now.
         batches = queries.batches(connection, run.run_id)
         has_sent = any(one.state == BatchState.COLLECTED for one in batches)
-        return has_sent and run.artifacts_deleted_at is None
+        is_whole = has_sent and run.artifacts_deleted_at is None
+        return is_whole and overtaken_by(connection, batches) is None
     return run.state == RunState.OPEN

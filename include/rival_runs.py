@@ -6,6 +6,7 @@ run has at the API is in no table yet, so another one would send the same reques
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -28,9 +29,8 @@ def check_alone(connection: Connection, run: Run) -> None:
     `ConfigurationError`. Under the ledger's lock, inside the transaction that records the round,
     nothing can come between.
     """
-    question = JobSpec.from_json(run.spec).question
     for rival, is_attended in _at_work_beside(connection, run):
-        if JobSpec.from_json(rival.spec).question == question:
+        if _asks_the_same(rival, run):
             raise _busy(run, rival) if is_attended else _abandoned(run, rival)
 
 
@@ -58,24 +58,32 @@ def check_not_overtaken(connection: Connection, batch: Batch) -> None:
     Call it inside the transaction that claims the file: of two runs that nobody kept apart, since
     one had failed while the other was built, the first claim goes on.
     """
-    run = queries.run(connection, batch.run_id)
-    built = queries.round_of(connection, batch.run_id, 1)
-    if batch.state != BatchState.PREPARED or built is None or batch.round > 1:
+    other = overtaken_by(connection, [batch])
+    if other is None:
         return
-    for other in (*_done_since(connection, run, built.built_at), *_sent_instead(connection, run)):
-        if JobSpec.from_json(other.spec).question == JobSpec.from_json(run.spec).question:
-            raise _overtaken(batch, run, other)
-
-
-def _overtaken(batch: Batch, run: Run, other: Run) -> ConfigurationError:
     is_done = other.state == RunState.DONE
-    return ConfigurationError(
+    raise ConfigurationError(
         f"{batch}: run {other.run_id} of the same partition asked the same and was "
         f"{'loaded' if is_done else 'sent'} after this file was written: to send it could pay for "
-        f"its rows twice. Nothing was sent. Say `python -m llm_batch close {run.run_id}`, and run "
-        f"the partition again{'' if is_done else ' when that one has ended'}: it sends what is "
+        f"its rows twice. Nothing was sent. Say `python -m llm_batch close {batch.run_id}`, and "
+        f"run the partition again{'' if is_done else ' when that one has ended'}: it sends what is "
         "missing."
     )
+
+
+def overtaken_by(connection: Connection, files: Sequence[Batch]) -> Run | None:
+    """Return the run that has loaded, or sent, what these files of one run would ask, if any."""
+    waiting = [one for one in files if one.state == BatchState.PREPARED and one.round == 1]
+    built = queries.round_of(connection, waiting[0].run_id, 1) if waiting else None
+    if built is None:
+        return None
+    run = queries.run(connection, built.run_id)
+    others = (*_done_since(connection, run, built.built_at), *_sent_instead(connection, run))
+    return next((one for one in others if _asks_the_same(one, run)), None)
+
+
+def _asks_the_same(one: Run, run: Run) -> bool:
+    return JobSpec.from_json(one.spec).question == JobSpec.from_json(run.spec).question
 
 
 def _done_since(connection: Connection, run: Run, moment: datetime) -> list[Run]:

@@ -197,7 +197,7 @@ def what_next(
 def _never(end: Closing) -> str:
     if end.is_replaced:
         return (
-            "It will not end by itself: the job was changed, and a newer run has this partition. "
+            "It will not end by itself: another run has this partition, mostly of a changed job. "
             "Close it, unless the job is to be changed back: then a run of the day goes on with it."
         )
     return (

@@ -209,6 +209,23 @@ def test_the_same_request_again_goes_on_with_what_was_paid(world: World) -> None
     assert ledger.run(run.run_id).state == RunState.DONE
 
 
+def test_a_run_whose_rows_another_has_loaded_is_begun_anew(world: World) -> None:
+    """Its files that were never sent may not be sent any more: opened again it could not end."""
+    before = world.spec
+    run = half_done(world)
+    replaced(world)
+    close(world, run)
+    source = before.source.model_copy(update={"sql": f"{before.source.sql} DESC"})
+    world.spec, world._is_open = before.model_copy(update={"source": source}), False
+    world.run()
+    world.spec = before
+
+    report = world.run()
+
+    assert (report.reused, report.run_id) == (ROWS, world.run_ids[-1])
+    assert report.run_id != run.run_id
+
+
 def test_erase_and_housekeeping_take_it_for_ended(world: World) -> None:
     """The row of a closed run can be erased; artifacts that are old are deleted."""
     run = half_done(world)

@@ -6,7 +6,8 @@ from decimal import Decimal
 
 import pytest
 
-from include import ledger_queries, participants, pipeline
+from include import closing, ledger_queries, participants, pipeline
+from include.actions import Actor
 from include.errors import ConfigurationError, PartitionBusyError
 from include.job_spec import JobSpec
 from include.ledger_records import BatchState, Run
@@ -168,6 +169,27 @@ def test_of_two_built_runs_the_second_to_send_stops(world: World) -> None:
         sent(rival, world)
 
     assert states(rival, world) == {BatchState.PREPARED}
+
+
+def test_the_newest_run_is_closed_when_an_earlier_one_was_sent(world: World) -> None:
+    """As its error says: without that it would stay open for ever. Begun anew, it pays nothing."""
+    old = built(world, job())
+    participants.leave(world.ledger(), world.spec.name, "in-process")
+    late = built(world, job(source=OTHER_SQL))
+    sent(old, world)
+    with pytest.raises(ConfigurationError, match=f"llm_batch close {late.run_id}"):
+        sent(late, world)
+
+    plan = closing.plan_close(world.ledger(), late.run_id, is_alive=lambda *_: False)
+    places = closing.Places(world.ledger(), world.artifacts(), lambda _: pytest.fail("no call"))
+    closing.close(plan, places, Actor("kim", "cli"))
+
+    assert (plan.is_replaced, plan.successor.run_id) == (True, old.run_id)
+    participants.leave(world.ledger(), world.spec.name, "in-process")
+    world._opened(world.ledger(), pipeline.NORMAL)
+    finish(world, job(), pipeline.NORMAL)
+    finish(world, job(source=OTHER_SQL), pipeline.NORMAL)
+    assert billed(world) == ROWS
 
 
 def test_force_sends_beside_another(world: World) -> None:
