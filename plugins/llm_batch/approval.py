@@ -12,6 +12,7 @@ from airflow.sdk import TaskGroup
 
 from llm_batch import connections
 from llm_batch.build_operators import BuildRequestsOperator
+from llm_batch.steps import go_on
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -54,6 +55,10 @@ class ApproveSpendOperator(ApprovalOperator):
     def __init__(self, *, run: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(fail_on_reject=True, **kwargs)
         self.run = run
+
+    def pre_execute(self, context: Context) -> None:
+        """Go on with the run, when its Airflow run had ended and this task was cleared."""
+        go_on(connections.ledger(), self.run["run_id"], context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Record the answer, then go on or fail: on a no, and when the money has gone since."""

@@ -127,7 +127,9 @@ def test_a_batch_that_cannot_be_cancelled_keeps_no_other_at_work(
         world.close()
 
 
-@pytest.mark.parametrize("step", ["build", "submit", "wait", "collect", "settle", "load"])
+@pytest.mark.parametrize(
+    "step", ["build", "approve", "submit", "wait", "collect", "settle", "load"]
+)
 def test_a_task_that_is_cleared_goes_on_with_the_run(
     ledger_file: Path, tmp_path: Path, simulator: Simulator, step: str
 ) -> None:
@@ -150,13 +152,16 @@ def test_a_task_that_is_cleared_goes_on_with_the_run(
 
 def task(step: str, run_id: str, submission_id: str) -> Any:
     """The operator of one step of that run."""
-    from llm_batch import build_operators, operators
+    from llm_batch import approval, build_operators, operators
     from llm_batch.sensors import BatchSensor
 
     run, shard = {"run_id": run_id}, {"submission_id": submission_id}
     return {
         "build": lambda: build_operators.BuildRequestsOperator(
             task_id=step, run=run, round_number=1
+        ),
+        "approve": lambda: approval.ApproveSpendOperator(
+            task_id=step, run=run, subject="Spend $1?", body=""
         ),
         "submit": lambda: operators.SubmitBatchOperator(task_id=step, submission=shard),
         "wait": lambda: BatchSensor(task_id=step, batch=shard),
