@@ -95,6 +95,7 @@ NEVER_RAN = frozenset(
         Reason.INVALID_REQUEST,
     }
 )
+HAS_RAN = frozenset(Reason) - NEVER_RAN
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from include import ledger_database
 from include import ledger_tables as tables
-from include.classification import NEVER_RAN, State
+from include.classification import HAS_RAN, NEVER_RAN, State
 from include.cost import Usage, cost
 from include.database_errors import database_errors
 from include.ledger_records import now
@@ -232,7 +232,7 @@ class _Ends:
             "cost_usd": cost(
                 Usage(*tokens),
                 self.files.spec.request.priced_model,
-                is_told=any(tokens) or not is_success,
+                is_told=any(tokens) or not (is_success or row["_reason"] in HAS_RAN),
             ),
         }
 

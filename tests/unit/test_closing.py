@@ -398,7 +398,7 @@ class WithoutUsage(httpx2.HTTPTransport):
 
 
 def test_a_request_that_was_processed_is_not_sent_again(queue: QueueWorld) -> None:
-    """The model has answered it, though the server does not tell what that used."""
+    """The model has answered it, though the server does not tell what that used: not 0."""
     queue.transport = WithoutUsage()
     queue.simulator.add_faults({"fault": "cut_off", "fraction": 1})
     body = {"model": "gpt-5-mini", "input": "one two three", "max_output_tokens": 4_000}
@@ -413,6 +413,7 @@ def test_a_request_that_was_processed_is_not_sent_again(queue: QueueWorld) -> No
 
     found = queue.application().result("a")
     assert (found.state, found.reason, found.rounds) == ("failed", "cut_off", 1)
+    assert found.cost_usd is None
 
 
 def test_what_a_budget_has_left_out_waits_again(queue: QueueWorld) -> None:
