@@ -25,6 +25,7 @@ from sqlalchemy.engine import Connection
 from include import ledger_database, participants
 from include import ledger_tables as tables
 from include.errors import ConfigurationError, LLMBatchError
+from include.figures import counted
 from include.job_spec import JobSpec, with_overrides
 from include.ledger import Ledger
 from include.ledger_records import Batch, BatchState, Run, RunState, now
@@ -111,6 +112,12 @@ class Redrive:
     rows: int  #: that are sent: those that have failed for good
     cost_usd: Decimal | None  #: about what one more answer for each of them costs
     is_changed: bool = False  #: the job asks something else by now: then `rows` are all rows
+
+    @property
+    def note(self) -> str:
+        """What the Airflow run that does it says of itself."""
+        rows = counted(self.rows, "row" if self.is_changed else "failed row")
+        return f"Redrive of {rows} of {self.run.dag_run_id}."
 
 
 def plan_cancel(ledger: Ledger, run_id: str, submission_id: str | None = None) -> Cancellation:

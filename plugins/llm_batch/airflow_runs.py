@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from include.actions import redrive_params
 from include.errors import ConfigurationError
-from include.figures import counted
 
 if TYPE_CHECKING:
     from include.actions import Redrive
@@ -64,7 +63,7 @@ def trigger_redrive(plan: Redrive, *, who: str) -> str:
             run_type=DagRunType.MANUAL,
             triggered_by=DagRunTriggeredByType.CLI,
             triggering_user_name=who,
-            note=f"Redrive of {counted(plan.rows, 'failed row')} of {run.dag_run_id}.",
+            note=plan.note,
             state=DagRunState.QUEUED,
             session=session,
         )

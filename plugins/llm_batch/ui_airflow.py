@@ -18,7 +18,6 @@ from sqlalchemy.orm import Session
 
 from include.actions import Redrive, redrive_params
 from include.errors import ConfigurationError, NotThereError, PermanentError, TransientError
-from include.figures import counted
 
 FINAL = frozenset({"success", "failed"})
 
@@ -98,7 +97,7 @@ async def trigger_redrive(request: Request, plan: Redrive) -> str:
         "data_interval_start": run.interval_start.isoformat(),
         "data_interval_end": run.interval_end.isoformat(),
         "conf": redrive_params(run),
-        "note": f"Redrive of {counted(plan.rows, 'failed row')} of {run.dag_run_id}.",
+        "note": plan.note,
     }
     created = await _call(request, "POST", f"/dags/{run.dag_id}/dagRuns", body)
     return str(created["dag_run_id"])

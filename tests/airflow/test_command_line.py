@@ -428,6 +428,10 @@ def test_a_redrive_of_a_changed_job_says_so(
     assert (
         f"{rows} rows are sent, loaded ones too" in say("redrive", "ticket_triage", "2026-11-04")[1]
     )
+    _, said = say("redrive", "ticket_triage", "2026-11-04", "--yes", "--json")
+    answer, _ = json.JSONDecoder().raw_decode(said[said.index("{\n") :])
+    started = answer["action"]["detail"].removeprefix("Airflow run ")
+    assert note_of(started) == f"Redrive of {rows} rows of manual__1."
 
 
 def conf_of(run_id: str) -> Any:
@@ -436,6 +440,14 @@ def conf_of(run_id: str) -> Any:
 
     with create_session() as session:
         return session.query(dag_runs()).filter_by(run_id=run_id).one().conf
+
+
+def note_of(run_id: str) -> Any:
+    """The note on an Airflow run."""
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        return session.query(dag_runs()).filter_by(run_id=run_id).one().note
 
 
 def interval(run_id: str) -> tuple[Any, Any]:
