@@ -19,12 +19,7 @@ from sqlalchemy.engine import Connection, Engine, RowMapping
 from include import batch_status, ledger_database
 from include import ledger_queries as queries
 from include import ledger_tables as tables
-from include.ledger_records import (
-    Batch,
-    BatchState,
-    Claim,
-    now,
-)
+from include.ledger_records import Batch, BatchState, Claim, now
 from include.rival_runs import check_not_overtaken
 
 

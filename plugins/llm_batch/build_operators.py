@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class BuildRequestsOperator(RoundOperator):
     """Writes the request files of one round; skips itself, and the round, when nothing is open.
 
-    Returns one dict per shard: `submission_id`, `shard`, `requests`, `enqueued_tokens`. While
-    another run of the partition asks the same it defers itself (`deferrable=False`: sleeps).
+    Returns one dict per shard: `submission_id`, `round`, `shard`, `requests`, `enqueued_tokens`.
+    While another run of the partition asks the same it defers itself (`deferrable=False`: sleeps).
     """
 
     ui_color = "#f1f3f4"
