@@ -362,5 +362,5 @@ DEMO: list[dict[str, Any]] = [
     {"fault": "line_error", "status": 500, "fraction": 0.008, "first_times": 1},
     {"fault": "line_error", "status": 429, "fraction": 0.007, "first_times": 1, "seed": 1},
     {"fault": "line_error", "status": 400, "fraction": 0.004, "seed": 5},
-    {"fault": "expire", "fraction": 0.7, "share": 0.11, "seed": 32},
+    {"fault": "expire", "fraction": 0.5, "share": 0.11, "seed": 32},
 ]

@@ -640,6 +640,22 @@ def test_a_share_of_the_batches_depends_on_their_metadata(
     assert simulator.fired(rule) == 2 * len(first)
 
 
+def test_what_an_expired_batch_has_answered_depends_on_its_metadata(
+    simulator: Simulator, client: openai.OpenAI
+) -> None:
+    """The same requests come first, whichever batch was created before."""
+    fault(simulator, "expire", fraction=0.5)
+
+    def answered(name: str) -> frozenset[str]:
+        batch = ended(client, metadata={"name": name})
+        return frozenset(json.loads(one)["custom_id"] for one in output(client, batch).splitlines())
+
+    first = answered("a")
+
+    assert len({answered(name) for name in "bcd"} | {first}) > 1
+    assert answered("a") == first
+
+
 @pytest.mark.parametrize(
     ("kind", "status", "part"),
     [
