@@ -29,7 +29,8 @@ from include.figures import counted
 from include.job_spec import JobSpec, with_overrides
 from include.ledger import Ledger
 from include.ledger_records import Batch, BatchState, Run, RunState, now
-from include.partition_state import NORMAL, failures_left
+from include.partition_state import failures_left
+from include.run_mode import NORMAL
 
 if TYPE_CHECKING:
     from include.batch_api import BatchApi

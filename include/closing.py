@@ -28,9 +28,9 @@ from include.job_spec import JobSpec
 from include.ledger import Ledger
 from include.ledger_database import reading
 from include.ledger_records import AT_REST, Batch, BatchState, Round, Run, RunState
-from include.overview import OWN_FILE
 from include.rival_runs import overtaken_by
 from include.round_files import round_files
+from include.run_mode import OWN_FILE
 from include.submission import Submission
 from include.waiting import Verdict, WaitPolicy, look
 

@@ -23,6 +23,7 @@ from include.dashboard import Spent
 from include.figures import counted
 from include.ledger_records import RunState, now
 from include.overview import is_said_anew
+from include.run_mode import OWN_FILE
 from include.span import STEP, Span
 
 HISTORY = 14  # days of the chart of money
@@ -254,7 +255,7 @@ def _standing(connection: Connection) -> Findings:
     query = (
         sa.select(tables.run, moment.label("moved"))
         .outerjoin(last, run.run_id == last.c.run_id)
-        .where(run.state == RunState.OPEN, run.mode != "file", moment < now() - STILL)
+        .where(run.state == RunState.OPEN, run.mode != OWN_FILE, moment < now() - STILL)
         .order_by(moment)
     )
     return _found(

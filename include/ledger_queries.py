@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from include import ledger_tables as tables
 from include.errors import ConfigurationError
 from include.ledger_records import Batch, BatchState, Partition, Round, Run, RunState, now
+from include.run_mode import OWN_FILE
 
 
 def last_run(
@@ -75,13 +76,34 @@ def reopen(connection: Connection, closed: Run) -> None:
 
 
 def take_part(connection: Connection, run_id: str, dag_id: str, dag_run_id: str) -> None:
-    """Record that an Airflow run works on a run, whether it is new, joins or was cleared."""
+    """Record that an Airflow run works on a run, whether it is new, joins or was cleared.
+
+    It has left the other runs of the partition then: it came to them before the job was changed.
+    """
     columns = tables.participant.c
+    connection.execute(
+        sa.update(tables.participant)
+        .where(columns.dag_id == dag_id, columns.dag_run_id == dag_run_id)
+        .where(columns.run_id.in_(_beside(run_id)))
+        .values(has_left=True)
+    )
     who = {"run_id": run_id, "dag_id": dag_id, "dag_run_id": dag_run_id}
     is_known = sa.and_(*(columns[name] == value for name, value in who.items()))
     again = sa.update(tables.participant).where(is_known).values(has_left=False)
     if not connection.execute(again).rowcount:
         connection.execute(sa.insert(tables.participant).values(**who))
+
+
+def _beside(run_id: str) -> sa.Select[tuple[str]]:
+    this, other = tables.run.alias("this").c, tables.run.c
+    return sa.select(other.run_id).where(
+        this.run_id == run_id,
+        other.run_id != run_id,
+        other.job == this.job,
+        other.interval_start == this.interval_start,
+        other.interval_end == this.interval_end,
+        other.mode != OWN_FILE,  # a mapped task submits several files at once
+    )
 
 
 def round_of(connection: Connection, run_id: str, number: int) -> Round | None:

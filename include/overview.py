@@ -19,9 +19,8 @@ from include.errors import ConfigurationError
 from include.figures import counted
 from include.job_spec import JobSpec
 from include.ledger_records import Batch, BatchState, Run, RunState, now
-from include.partition_state import NORMAL
+from include.run_mode import NORMAL, OWN_FILE
 
-OWN_FILE = "file"  # mode of a run that has a request file of its own: nothing closes it
 AT_THE_API = (BatchState.SUBMITTING, BatchState.SUBMITTED)
 LONG_VALIDATING = timedelta(hours=1)
 LONG_WITHOUT_PROGRESS = timedelta(hours=6)
@@ -274,7 +273,7 @@ def _of_quiet_runs(engine: Engine, job: str | None, at: datetime) -> Iterator[No
 
 
 def _left(engine: Engine) -> set[str]:
-    """Return the open runs whose Airflow runs have all failed."""
+    """Return the open runs that no Airflow run works on: the last has failed, or gone elsewhere."""
     who = tables.participant.c
     query = (
         sa.select(who.run_id)
@@ -289,13 +288,13 @@ def _left(engine: Engine) -> set[str]:
 
 def _of_left_run(engine: Engine, run: RowMapping) -> Notice:
     in_flight = (
-        f", {counted(run['in_flight'], 'batch')} of it cancelled" if run["in_flight"] else ""
+        f"; {counted(run['in_flight'], 'batch')} of it at the API" if run["in_flight"] else ""
     )
     return Notice(
         f"run {run['run_id']} of job {run['job']}, partition {run['interval_start']:%F}",
-        f"is open, and its Airflow run has failed{in_flight}",
-        "Mend what its red task says, then clear that task. It goes on from there, and pays for "
-        f"nothing again.{_overtaken(engine, run)}",
+        f"is open, and no Airflow run goes on with it{in_flight}",
+        "Mend what the red task of its Airflow run says, then clear that task. It goes on from "
+        f"there, and pays for nothing again.{_overtaken(engine, run)}",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-NORMAL = "normal"  # see `include.pipeline`
+from include.run_mode import NORMAL
 
 
 class RunCounts(Protocol):

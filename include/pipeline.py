@@ -31,6 +31,7 @@ from include.provider import OPENAI, ProviderProfile
 from include.rival_runs import check_alone
 from include.round_files import outcome_files, round_files
 from include.round_plan import check_mappable, first_counts, new_batch, size, within_limits
+from include.run_mode import FORCE, MODES, NORMAL, REDRIVE
 from include.source_place import SourcePlace, extract_from
 from include.submission import SubmissionPolicy
 from include.target_place import Place, check_target, known_requests, load_into
@@ -44,11 +45,6 @@ if TYPE_CHECKING:
     from include.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
-
-NORMAL = "normal"  #: rows that are loaded or have failed for good are left out
-REDRIVE = "redrive"  #: only rows that are loaded are left out: the failed ones go again
-FORCE = "force"  #: nothing is left out
-MODES = (NORMAL, REDRIVE, FORCE)
 
 
 def open_run(

@@ -26,12 +26,13 @@ from include.figures import counted
 from include.job_spec import JOBS_ROOT, JobSpec, with_provider
 from include.ledger import Ledger
 from include.ledger_records import Partition, Run, RunState, now
-from include.pipeline import NORMAL, pinned
+from include.pipeline import pinned
 from include.provider import OPENAI, ProviderProfile
 from include.queue_records import RequestState
 from include.queue_request import RequestCheck, StoredRequest
 from include.queue_spec import Group, QueueSpec, group_spec
 from include.request_body import BAD_REQUEST
+from include.run_mode import NORMAL
 
 log = logging.getLogger(__name__)
 

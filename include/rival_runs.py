@@ -18,8 +18,7 @@ from include import ledger_tables as tables
 from include.errors import ConfigurationError, PartitionBusyError
 from include.job_spec import JobSpec
 from include.ledger_records import Batch, BatchState, Run, RunState
-
-FORCE = "force"  # see `include.pipeline`
+from include.run_mode import FORCE
 
 
 def check_alone(connection: Connection, run: Run) -> None:
@@ -129,7 +128,7 @@ def _at_work_beside(connection: Connection, run: Run) -> list[tuple[Run, bool]]:
     has_files = sa.exists().where(tables.batch.c.run_id == tables.run.c.run_id)
     query = (
         _others(run)
-        .add_columns(_goes_on_without(run).label("is_attended"))
+        .add_columns(_goes_on().label("is_attended"))
         .where(
             tables.run.c.state == RunState.OPEN,
             sa.or_(_has_sent(), sa.and_(has_files, _goes_on())),
@@ -147,12 +146,3 @@ def _rival(columns: dict[str, Any]) -> tuple[Run, bool]:
 def _goes_on() -> sa.Exists:
     who = tables.participant.c
     return sa.exists().where(who.run_id == tables.run.c.run_id, sa.not_(who.has_left))
-
-
-def _goes_on_without(run: Run) -> sa.Exists:
-    """A cleared Airflow run that has come to another run of ours is still on the list of both."""
-    who, here = tables.participant.c, tables.participant.alias("here").c
-    works_here = sa.exists().where(
-        here.run_id == run.run_id, here.dag_id == who.dag_id, here.dag_run_id == who.dag_run_id
-    )
-    return _goes_on().where(sa.not_(works_here))

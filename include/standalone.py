@@ -28,6 +28,7 @@ from include.ledger_records import Batch, NewBatch, Partition
 from include.object_storage import remote_path
 from include.output_columns import AnswerShape
 from include.provider import OPENAI, ProviderProfile
+from include.run_mode import OWN_FILE
 
 KEY = "custom_id"  #: the one key column of the outcomes
 INDEX_ROWS = 10_000  # written at a time
@@ -89,7 +90,7 @@ def register(
         partition,
         spec_digest=digest,
         spec=spec.to_json(),
-        mode="file",
+        mode=OWN_FILE,
         dag_id=dag_id,
         dag_run_id=dag_run_id,
     )

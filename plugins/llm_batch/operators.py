@@ -13,6 +13,7 @@ from airflow.sdk import conf
 from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
+from include import run_mode
 from include.job_spec import load_job, with_overrides, with_provider
 from llm_batch import connections, metrics
 from llm_batch.links import BatchLink
@@ -315,8 +316,6 @@ class ReportOperator(RunOperator):
 
 
 def _mode(params: Any) -> str:
-    from include import pipeline
-
     if params.get("force"):
-        return pipeline.FORCE
-    return pipeline.REDRIVE if params.get("redrive") else pipeline.NORMAL
+        return run_mode.FORCE
+    return run_mode.REDRIVE if params.get("redrive") else run_mode.NORMAL

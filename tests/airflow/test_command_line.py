@@ -15,6 +15,7 @@ import pytest
 from llm_batch.__main__ import main
 from llm_batch.answer import DECLINED, FAILED, LOOK, OK
 
+from include import run_mode
 from include.job_spec import JOBS_ROOT
 from include.local_stack.rest import wait_until
 from include.simulator.process import Simulator
@@ -293,7 +294,7 @@ def open_run(slow: Simulator, ledger_file: Path) -> str:
         ledger,
         load_job(dag_id),
         Partition(dag_id, start, end),
-        mode=pipeline.NORMAL,
+        mode=run_mode.NORMAL,
         dag_id=dag_id,
         dag_run_id=dag_run_id,
     )
@@ -484,7 +485,7 @@ def replace(run_id: str) -> str:
         ledger,
         spec,
         Partition(run.job, run.interval_start, run.interval_end),
-        mode=pipeline.NORMAL,
+        mode=run_mode.NORMAL,
         dag_id=run.dag_id,
         dag_run_id="manual__2",
     )

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from include import ledger_tables as tables
-from include import participants, pipeline
+from include import participants, pipeline, run_mode
 from include.simulator.process import Simulator
 from tests.airflow.workshop import wait_for_listener
 from tests.faults.world import KEY, World
@@ -112,7 +112,7 @@ def test_a_batch_that_cannot_be_cancelled_keeps_no_other_at_work(
         world = World(tmp_path, simulator)
         world.fill(7)
         ledger = world.ledger()
-        run = world._opened(ledger, pipeline.NORMAL)
+        run = world._opened(ledger, run_mode.NORMAL)
         run = pipeline.extract(run, ledger, world.artifacts(), world.source)
         for batch in pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9):
             world.submit(batch, ledger)
@@ -137,7 +137,7 @@ def test_a_task_that_is_cleared_goes_on_with_the_run(
     world = World(tmp_path, simulator)
     world.fill(3)
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     run = pipeline.extract(run, ledger, world.artifacts(), world.source)
     (batch,) = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9)
     participants.leave(ledger, run.job, "in-process")

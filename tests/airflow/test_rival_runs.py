@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from include import participants, pipeline
+from include import participants, pipeline, run_mode
 from include.job_spec import load_job, with_overrides
 from include.ledger_records import Partition
 from include.local_stack.rest import wait_until
@@ -51,7 +51,7 @@ def built_by_another(job: Job) -> str:
     spec = with_overrides(load_job(job.name, job.jobs), sample=0.9)
     partition = Partition(job.name, DAY, DAY + timedelta(days=1))
     run = pipeline.open_run(
-        ledger, spec, partition, mode=pipeline.NORMAL, dag_id=job.name, dag_run_id="another"
+        ledger, spec, partition, mode=run_mode.NORMAL, dag_id=job.name, dag_run_id="another"
     )
     run = pipeline.extract(run, ledger, artifacts, lambda: connections.source(spec))
     assert pipeline.build(

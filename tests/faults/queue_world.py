@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from include import ledger_tables as tables
-from include import pipeline
+from include import pipeline, run_mode
 from include.ledger_records import Run, RunState
 from include.queue_drain import drain
 from include.queue_request import QueueRequest
@@ -96,7 +96,7 @@ class QueueWorld(World):
         """One drain and all that it starts."""
         return [self.process(run) for run in self.drain()]
 
-    def run(self, *, mode: str = pipeline.NORMAL) -> RunReport:
+    def run(self, *, mode: str = run_mode.NORMAL) -> RunReport:
         """Put, drain, and do all that is open: what applications and Airflow do again and again.
 
         Returns the report of the last run. A queue has no other `mode` than the normal one.

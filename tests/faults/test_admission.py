@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from include import pipeline
+from include import pipeline, run_mode
 from include.ledger_records import BatchState, Run
 from include.local_stack.rest import wait_until
 from include.simulator.process import Simulator
@@ -27,7 +27,7 @@ def drain(world: World, *, meanwhile: Callable[[], None] = lambda: None) -> Run:
     """Send every shard of round 1 its own way at once; return the run."""
     ledger = world.ledger()
     run = pipeline.open_run(
-        ledger, world.spec, world.partition, mode=pipeline.NORMAL, dag_id="d", dag_run_id="r"
+        ledger, world.spec, world.partition, mode=run_mode.NORMAL, dag_id="d", dag_run_id="r"
     )
     run = pipeline.extract(run, ledger, world.artifacts(), world.source)
     batches = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=1024)
@@ -109,7 +109,7 @@ def tokens_of_a_shard(folder: Path) -> int:
         world.fill(5)
         ledger = world.ledger()
         run = pipeline.open_run(
-            ledger, world.spec, world.partition, mode=pipeline.NORMAL, dag_id="d", dag_run_id="r"
+            ledger, world.spec, world.partition, mode=run_mode.NORMAL, dag_id="d", dag_run_id="r"
         )
         run = pipeline.extract(run, ledger, world.artifacts(), world.source)
         (batch,) = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=1024)

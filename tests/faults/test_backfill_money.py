@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from include import pipeline, spend_limits
+from include import pipeline, run_mode, spend_limits
 from include.backfill_estimate import IntervalEstimate, check_limit, estimate_intervals
 from include.errors import BudgetExceededError, ConfigurationError
 from include.estimates import Estimates
@@ -39,7 +39,7 @@ def estimate(world: World) -> IntervalEstimate:
 
 def joined(world: World, limit: SpendLimit) -> Run:
     """The world's run, opened and put under a limit."""
-    run = world._opened(world.ledger(), pipeline.NORMAL)
+    run = world._opened(world.ledger(), run_mode.NORMAL)
     spend_limits.join(world.ledger(), run, limit)
     return run
 

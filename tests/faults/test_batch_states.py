@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from include import pipeline
+from include import run_mode
 from include.errors import BudgetExceededError
 from include.report import RunReport
 from include.simulator.process import Simulator
@@ -47,7 +47,7 @@ class Bench:
         named = [{**rule, "id": f"{self.world.day}-{n}"} for n, rule in enumerate(rules)]
         self.rules += self.world.simulator.add_faults(*named)
 
-    def run(self, mode: str = pipeline.NORMAL) -> RunReport:
+    def run(self, mode: str = run_mode.NORMAL) -> RunReport:
         """Run to the end, see that every fault fired, and audit."""
         report = until_done(self.world, self._said, mode=mode)
         fired = {one["id"]: one["fired"] for one in self.world.simulator.faults()}
@@ -280,7 +280,7 @@ def test_a_redrive_sends_exactly_the_failed_rows(bench: Bench) -> None:
     bench.world.simulator.clear_faults()
     bench.rules.clear()
 
-    report = bench.run(mode=pipeline.REDRIVE)
+    report = bench.run(mode=run_mode.REDRIVE)
 
     assert {line["custom_id"] for line in bench.bodies(1)} == failed
     assert (report.loaded, report.reused) == (len(failed), ROWS - len(failed))

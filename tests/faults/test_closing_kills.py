@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from include import closing, pipeline
+from include import closing, pipeline, run_mode
 from include.actions import Actor
 from include.closing import Places
 from include.ledger_records import Run, RunState
@@ -35,7 +35,7 @@ def left(parent: Path, simulator: Simulator) -> tuple[World, Run]:
     world = World(folder, simulator, day)
     world.fill(ROWS)
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     run = pipeline.extract(run, ledger, world.artifacts(), world.source)
     first, second = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9)
     world.submit(first, ledger)
@@ -48,7 +48,7 @@ def left(parent: Path, simulator: Simulator) -> tuple[World, Run]:
     changed = world.spec.request.model_copy(update={"prompt": "Name it.\n---\n{{ body }}"})
     world.spec = job().model_copy(update={"request": changed})
     world._is_open = False
-    world._opened(ledger, pipeline.NORMAL)
+    world._opened(ledger, run_mode.NORMAL)
     world.close()
     return world, run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from include import pipeline
+from include import run_mode
 from include.artifacts import Artifacts
 from include.audit import Finding, audit
 from include.dataset_path import dataset_at
@@ -93,7 +93,7 @@ def test_redrive_sends_the_failed_rows_only(world: DatasetWorld) -> None:
     first = world.run()
     world.simulator.clear_faults()
 
-    report = world.run(mode=pipeline.REDRIVE)
+    report = world.run(mode=run_mode.REDRIVE)
 
     assert report.requests == first.failed
     assert report.loaded == first.failed

@@ -17,7 +17,7 @@ import httpx2
 import openai
 import sqlalchemy as sa
 
-from include import collecting, pipeline, spend_limits
+from include import collecting, pipeline, run_mode, spend_limits
 from include.artifacts import Artifacts
 from include.batch_api import BatchApi
 from include.canary import after_canary, canary_of, judge
@@ -191,7 +191,7 @@ class World:
             self._engines[name] = engine
         return self._engines[name]
 
-    def run(self, *, mode: str = pipeline.NORMAL) -> RunReport:
+    def run(self, *, mode: str = run_mode.NORMAL) -> RunReport:
         """Do the whole run, or what is left of it after an interruption."""
         ledger = self.ledger()
         run = self._opened(ledger, mode)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from include import actions, ledger_queries, pipeline
+from include import actions, ledger_queries, pipeline, run_mode
 from include.actions import ActionKind, Actor, Outcome
 from include.errors import ConfigurationError, TransientError
 from include.job_spec import with_overrides
@@ -43,7 +43,7 @@ def world(service: Simulator, tmp_path: Path) -> Iterator[World]:
 def _at_the_api(world: World) -> tuple[Ledger, Batch]:
     """Submit the one batch of a new run."""
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     run = pipeline.extract(run, ledger, world.artifacts(), world.source)
     (built,) = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9)
     world.submit(built, ledger)
@@ -106,7 +106,7 @@ def test_a_run_is_ended_before_its_batches_are_cancelled(world: World) -> None:
 
 def test_a_batch_that_is_made_meanwhile_is_cancelled_with_its_run(world: World) -> None:
     """Between the question and the yes, a task of the run has submitted it."""
-    ledger, run = world.ledger(), world._opened(world.ledger(), pipeline.NORMAL)
+    ledger, run = world.ledger(), world._opened(world.ledger(), run_mode.NORMAL)
     run = pipeline.extract(run, ledger, world.artifacts(), world.source)
     (built,) = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9)
     plan = actions.plan_cancel(ledger, run.run_id)
@@ -140,7 +140,7 @@ def test_a_run_that_has_ended_meanwhile_keeps_no_other_back(world: World) -> Non
     ledger, batch = _at_the_api(world)
     world._is_open = False
     world.spec = with_overrides(world.spec, sample=0.9)
-    done = world._opened(ledger, pipeline.NORMAL)
+    done = world._opened(ledger, run_mode.NORMAL)
     ledger.finish_run(done.run_id, loaded=0, failed=0)
 
     plans = actions.plan_cancel_all(ledger, [done.run_id, batch.run_id])

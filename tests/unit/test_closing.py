@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
-from include import actions, closing, dashboard, erasure, overview, pipeline
+from include import actions, closing, dashboard, erasure, overview, pipeline, run_mode
 from include.actions import ActionKind, Actor, Outcome
 from include.closing import Places
 from include.errors import BudgetExceededError, CanaryError, ConfigurationError
@@ -34,7 +34,7 @@ NIGHT = Actor("kim", "cli")
 def opened(world: World) -> tuple[Run, list[Batch]]:
     """Build a run's first round."""
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     run = pipeline.extract(run, ledger, world.artifacts(), world.source)
     built = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9)
     return run, built
@@ -52,7 +52,7 @@ def replaced(world: World) -> None:
     request = world.spec.request.model_copy(update={"prompt": "Name the note.\n---\n{{ body }}"})
     world.spec = world.spec.model_copy(update={"request": request})
     world._is_open = False
-    world._opened(world.ledger(), pipeline.NORMAL)
+    world._opened(world.ledger(), run_mode.NORMAL)
 
 
 def places(world: World) -> Places:
@@ -254,7 +254,7 @@ def test_a_run_without_its_artifacts_is_begun_anew(world: World) -> None:
     world.ledger().count_run(run.run_id, artifacts_deleted_at=now())
     world.spec, world._is_open = before, False
 
-    again = world._opened(world.ledger(), pipeline.NORMAL)
+    again = world._opened(world.ledger(), run_mode.NORMAL)
 
     assert (again.generation, again.state) == (run.generation + 1, RunState.OPEN)
 
@@ -268,7 +268,7 @@ def test_a_closed_run_is_no_base_for_a_redrive(world: World) -> None:
     world.spec, world._is_open = before, False
 
     with pytest.raises(ConfigurationError, match="is not finished"):
-        world._opened(world.ledger(), pipeline.REDRIVE)
+        world._opened(world.ledger(), run_mode.REDRIVE)
 
 
 def test_pages_count_its_cost_and_nothing_to_send(world: World) -> None:

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from include import ledger_tables as tables
-from include import pipeline
+from include import pipeline, run_mode
 from include.artifacts import Artifacts
 from include.audit import audit
 from include.batch_api import BatchApi
@@ -86,7 +86,7 @@ def stored(world: World) -> set[str]:
 def submitted(world: World) -> list[Batch]:
     """An open run with its batches at the API."""
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     run = pipeline.extract(run, ledger, world.artifacts(), world.source)
     batches = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9)
     for batch in batches:
@@ -312,7 +312,7 @@ def left_behind(world: World) -> list[str]:
         raise DiedError
 
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     run = pipeline.extract(run, ledger, world.artifacts(), world.source)
     batches = pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9)
     for batch in batches:
@@ -345,7 +345,7 @@ def test_an_orphan_that_another_run_has_overtaken_keeps_no_other_back(tmp_path: 
         ledger = world.ledger()
         assert ledger.release(late, "withdrawn: no batch was made")
         world.spec, world._is_open = job(sample=0.9), False
-        done = world._opened(ledger, pipeline.NORMAL)
+        done = world._opened(ledger, run_mode.NORMAL)
         ledger.finish_run(done.run_id, loaded=0, failed=0)
 
         chore = keeper(world, later=timedelta(hours=2)).orphans()

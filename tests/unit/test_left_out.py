@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from include import pipeline
+from include import pipeline, run_mode
 from include.audit import audit
 from include.dataset_path import dataset_at
 from include.errors import ConfigurationError
@@ -52,7 +52,7 @@ def world(request: pytest.FixtureRequest, service: Simulator, tmp_path: Path) ->
 def first_round(world: World) -> Run:
     """Every row has to be tried again."""
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     run = pipeline.extract(run, ledger, world.artifacts(), world.source)
     assert world.round(run, 1, ledger)
     return run
@@ -146,7 +146,7 @@ def test_the_last_build_of_a_round_says_why(world: World) -> None:
     run = first_round(world)
     continued(world, limits=TINY)
     ledger = world.ledger()
-    assert not world.round(world._opened(ledger, pipeline.NORMAL), 2, ledger)
+    assert not world.round(world._opened(ledger, run_mode.NORMAL), 2, ledger)
     continued(world, budget=POOR)
 
     world.run()
@@ -240,7 +240,7 @@ def test_a_lost_file_is_noticed_before_anything_is_loaded(
     world.spec = world.spec.model_copy(update={"limits": job(limits=LIMIT).limits})
     world._is_open = False
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     assert world.round(run, 2, ledger)
     (lost,) = (tmp_path / "artifacts").rglob(name)
     kept = lost.rename(tmp_path / "kept")

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from include import ledger_tables as tables
-from include import overview, participants, pipeline
+from include import overview, participants, pipeline, run_mode
 from include.audit_report import AuditReport, audit_report
 from include.errors import ConfigurationError
 from include.ledger import Ledger
@@ -36,7 +36,7 @@ def world(tmp_path: Path, simulator: Simulator) -> Iterator[World]:
 def submitted(world: World) -> Run:
     """A run of which both batches are at the API."""
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     run = pipeline.extract(run, ledger, world.artifacts(), world.source)
     for batch in pipeline.build(run, 1, ledger, world.artifacts(), world.target, most_shards=9):
         world.submit(batch, ledger)
@@ -159,7 +159,7 @@ def test_a_submission_that_nobody_finished_needs_a_look(world: World) -> None:
 def test_a_run_that_nobody_works_on_needs_a_look(world: World) -> None:
     """Open, nothing at the API, quiet for hours: a task is red, or the DAG is paused."""
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
 
     assert overview.notices(ledger.engine) == []
     (found,) = overview.notices(ledger.engine, at=now() + timedelta(hours=3))
@@ -168,7 +168,7 @@ def test_a_run_that_nobody_works_on_needs_a_look(world: World) -> None:
 
 
 def test_a_run_whose_airflow_run_has_failed_needs_a_look_at_once(world: World) -> None:
-    """Until a task of it is cleared; what it has at the API is told, as that is cancelled."""
+    """Until a task of it is cleared; what it has at the API is told."""
     run = submitted(world)
     ledger = world.ledger()
     participants.leave(ledger, run.job, "in-process")
@@ -176,7 +176,7 @@ def test_a_run_whose_airflow_run_has_failed_needs_a_look_at_once(world: World) -
     (found,) = overview.notices(ledger.engine)
 
     assert run.run_id in found.about
-    assert found.what.endswith("its Airflow run has failed, 2 batches of it cancelled")
+    assert found.what.endswith("no Airflow run goes on with it; 2 batches of it at the API")
     assert "clear that task" in found.then
     participants.go_on(ledger, run.run_id, run.job, "in-process")
     assert overview.notices(ledger.engine) == []
@@ -185,7 +185,7 @@ def test_a_run_whose_airflow_run_has_failed_needs_a_look_at_once(world: World) -
 def test_a_run_that_a_later_one_has_overtaken_is_left(world: World) -> None:
     """The job was changed and the day run again: clearing the old run would pay for it too."""
     ledger = world.ledger()
-    old = world._opened(ledger, pipeline.NORMAL)
+    old = world._opened(ledger, run_mode.NORMAL)
     world.spec, world._is_open = job(sample=0.9), False
 
     new = world.run().run_id
@@ -198,7 +198,7 @@ def test_a_run_that_a_later_one_has_overtaken_is_left(world: World) -> None:
 def test_another_group_of_one_drain_has_not_overtaken_a_run(world: World) -> None:
     """Runs over the queue begin at one moment: their requests are not the same for it."""
     ledger = world.ledger()
-    stuck = world._opened(ledger, pipeline.NORMAL)
+    stuck = world._opened(ledger, run_mode.NORMAL)
     end = stuck.interval_end + timedelta(microseconds=1)
     other = ledger.open_run(
         Partition(stuck.job, stuck.interval_start, end),
@@ -256,7 +256,7 @@ def test_too_many_failed_rows_need_a_look(world: World) -> None:
     assert "redrive note_labels 2026-" in found.then
     assert overview.notices(engine, "another") == []
     assert overview.notices(engine, at=now() + timedelta(days=8)) == []
-    world.run(mode=pipeline.REDRIVE)
+    world.run(mode=run_mode.REDRIVE)
     assert overview.notices(engine) == []
 
 
@@ -320,7 +320,7 @@ def test_a_run_without_artifacts_is_not_called_broken(world: World) -> None:
 def test_only_the_newest_run_of_a_partition_is_audited(world: World) -> None:
     """A later run changes the target; the earlier one is told as not looked at."""
     world.run()
-    world.run(mode=pipeline.FORCE)
+    world.run(mode=run_mode.FORCE)
 
     report = audited(world)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from include import collecting, pipeline
+from include import collecting, pipeline, run_mode
 from include.duplicate_batches import find_duplicates
 from include.errors import ConfigurationError, TransientError
 from include.ledger_records import Batch, BatchState, Run
@@ -22,7 +22,7 @@ from tests.unit.conftest import ROWS
 def _extracted(world: World) -> Run:
     ledger = world.ledger()
     return pipeline.extract(
-        world._opened(ledger, pipeline.NORMAL), ledger, world.artifacts(), world.source
+        world._opened(ledger, run_mode.NORMAL), ledger, world.artifacts(), world.source
     )
 
 
@@ -221,12 +221,12 @@ def test_loading_again_changes_nothing(world: World) -> None:
 def test_a_run_keeps_the_spec_that_it_began_with(world: World) -> None:
     """A changed job is another run; the open one goes on as it was."""
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     changed = {**world.spec.request.model_dump(), "model": "gpt-4o"}
     world.spec = job(request=changed)
     world._is_open = False
 
-    other = world._opened(ledger, pipeline.NORMAL)
+    other = world._opened(ledger, run_mode.NORMAL)
 
     assert other.run_id != run.run_id
     assert pipeline.pinned(run).request.model == "gpt-4o-mini"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from include import actions, pipeline
+from include import actions, pipeline, run_mode
 from include.errors import ConfigurationError
 from include.job_spec import JobSpec, load_job, with_overrides
 from include.ledger import Ledger
@@ -37,22 +37,22 @@ def opened(ledger: Ledger, spec: JobSpec, mode: str, partition: Partition = DAY)
 
 def test_an_open_run_is_finished_before_a_redrive(ledger: Ledger, spec: JobSpec) -> None:
     """Beside an open run, a redrive would pay again for what its batches are doing."""
-    run = opened(ledger, spec, pipeline.NORMAL)
+    run = opened(ledger, spec, run_mode.NORMAL)
 
     with pytest.raises(ConfigurationError, match=f"{run.run_id} is not finished.*without redrive"):
-        opened(ledger, spec, pipeline.REDRIVE)
+        opened(ledger, spec, run_mode.REDRIVE)
 
 
 def test_a_done_run_can_be_redriven(ledger: Ledger, spec: JobSpec) -> None:
     """Other days and other requests do not matter; a second redrive joins the first."""
-    ledger.finish_run(opened(ledger, spec, pipeline.NORMAL).run_id, loaded=1, failed=1)
-    opened(ledger, spec, pipeline.NORMAL, NEXT_DAY)
-    opened(ledger, with_overrides(spec, model="gpt-5-nano"), pipeline.NORMAL)
+    ledger.finish_run(opened(ledger, spec, run_mode.NORMAL).run_id, loaded=1, failed=1)
+    opened(ledger, spec, run_mode.NORMAL, NEXT_DAY)
+    opened(ledger, with_overrides(spec, model="gpt-5-nano"), run_mode.NORMAL)
 
-    first = opened(ledger, spec, pipeline.REDRIVE)
+    first = opened(ledger, spec, run_mode.REDRIVE)
 
-    assert first.mode == pipeline.REDRIVE
-    assert opened(ledger, spec, pipeline.REDRIVE).run_id == first.run_id
+    assert first.mode == run_mode.REDRIVE
+    assert opened(ledger, spec, run_mode.REDRIVE).run_id == first.run_id
 
 
 def test_a_redrive_asks_what_its_run_has_asked(world: World) -> None:
@@ -66,7 +66,7 @@ def test_a_redrive_asks_what_its_run_has_asked(world: World) -> None:
 
     params = actions.redrive_params(run)
     world.spec = with_overrides(usual, model=params.get("model"), sample=params.get("sample"))
-    again = world.run(mode=pipeline.REDRIVE)
+    again = world.run(mode=run_mode.REDRIVE)
 
     assert 0 < plan.rows == first.failed < first.rows < ROWS
     assert (again.requests, again.rows, again.model) == (plan.rows, first.rows, "gpt-4.1-mini")
@@ -83,7 +83,7 @@ def test_a_redrive_of_a_changed_job_tells_all_rows(world: World) -> None:
     world.spec = world.spec.model_copy(update={"request": request})
 
     plan = actions.plan_redrive(ledger, first.run_id, world.spec)
-    again = world.run(mode=pipeline.REDRIVE)
+    again = world.run(mode=run_mode.REDRIVE)
 
     assert (same.rows, same.is_changed) == (first.failed, False)
     assert (plan.rows, plan.is_changed) == (again.requests, True)
@@ -112,8 +112,8 @@ def test_another_model_of_a_run_is_no_change_of_its_job(world: World) -> None:
 
 def test_the_params_of_a_redrive_are_those_of_airflow(ledger: Ledger, spec: JobSpec) -> None:
     """Plain JSON; of a run over all rows without a sample."""
-    whole = opened(ledger, spec, pipeline.NORMAL)
-    part = opened(ledger, with_overrides(spec, sample=0.25), pipeline.NORMAL)
+    whole = opened(ledger, spec, run_mode.NORMAL)
+    part = opened(ledger, with_overrides(spec, sample=0.25), run_mode.NORMAL)
 
     assert actions.redrive_params(whole) == {"redrive": True, "model": spec.request.model}
     assert actions.redrive_params(part)["sample"] == 0.25

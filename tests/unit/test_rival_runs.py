@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from include import closing, ledger_queries, participants, pipeline
+from include import closing, ledger_queries, participants, pipeline, run_mode
 from include.actions import Actor
 from include.errors import ConfigurationError, PartitionBusyError
 from include.job_spec import JobSpec
@@ -23,7 +23,7 @@ OTHER_SQL = {
 }
 
 
-def built(world: World, spec: JobSpec, mode: str = pipeline.NORMAL) -> Run:
+def built(world: World, spec: JobSpec, mode: str = run_mode.NORMAL) -> Run:
     """A run of another spec or mode whose request files are written."""
     usual, world.spec = world.spec, spec
     ledger = world.ledger()
@@ -67,11 +67,11 @@ def billed(world: World) -> int:
 @pytest.mark.parametrize(
     ("spec", "mode"),
     [
-        (job().model_copy(update={"sample": Decimal("0.5")}), pipeline.NORMAL),
-        (job(source=OTHER_SQL), pipeline.NORMAL),
-        (job(target={"conn_id": "results_db", "table": "others"}), pipeline.NORMAL),
-        (job(), pipeline.REDRIVE),
-        (job(), pipeline.FORCE),
+        (job().model_copy(update={"sample": Decimal("0.5")}), run_mode.NORMAL),
+        (job(source=OTHER_SQL), run_mode.NORMAL),
+        (job(target={"conn_id": "results_db", "table": "others"}), run_mode.NORMAL),
+        (job(), run_mode.REDRIVE),
+        (job(), run_mode.FORCE),
     ],
     ids=["sample", "sql", "target", "redrive", "force"],
 )
@@ -92,21 +92,21 @@ def test_a_run_waits_for_another_that_asks_the_same(world: World, spec: JobSpec,
 def test_another_question_is_asked_at_once(world: World) -> None:
     """A changed prompt is another request: the run before it does not stand in the way."""
     request = job().request.model_dump() | {"prompt": "Name the note.\n---\n{{ body }}"}
-    built(world, job(request=request), pipeline.NORMAL)
+    built(world, job(request=request), run_mode.NORMAL)
 
     assert world.run().loaded == ROWS
 
 
 def test_force_waits_for_nobody(world: World) -> None:
     """It pays again, and was asked for."""
-    built(world, job(), pipeline.NORMAL)
+    built(world, job(), run_mode.NORMAL)
 
-    assert world.run(mode=pipeline.FORCE).loaded == ROWS
+    assert world.run(mode=run_mode.FORCE).loaded == ROWS
 
 
 def test_a_run_that_failed_before_it_sent_anything_is_no_rival(world: World) -> None:
     """Nobody works on it, and nothing of it is at the API."""
-    built(world, job(source=OTHER_SQL), pipeline.NORMAL)
+    built(world, job(source=OTHER_SQL), run_mode.NORMAL)
     participants.leave(world.ledger(), world.spec.name, "in-process")
 
     assert world.run().loaded == ROWS
@@ -114,16 +114,24 @@ def test_a_run_that_failed_before_it_sent_anything_is_no_rival(world: World) -> 
 
 def test_a_run_that_nobody_goes_on_with_is_not_waited_for(world: World) -> None:
     """It would never end: what it has at the API needs a person."""
-    rival = sent(built(world, job(source=OTHER_SQL), pipeline.NORMAL), world)
+    rival = sent(built(world, job(source=OTHER_SQL), run_mode.NORMAL), world)
     participants.leave(world.ledger(), world.spec.name, "in-process")
 
     with pytest.raises(ConfigurationError, match=f"llm_batch close {rival.run_id}"):
         world.run()
 
 
+def test_an_airflow_run_that_was_cleared_works_on_its_new_run_alone(world: World) -> None:
+    """The SQL was changed in between: what it had built before is nobody's, and never sent."""
+    built(world, job(source=OTHER_SQL), run_mode.NORMAL)
+
+    assert world.run().loaded == ROWS
+    assert billed(world) == ROWS
+
+
 def test_an_airflow_run_does_not_wait_for_itself(world: World) -> None:
-    """Cleared after the SQL was changed, it works on another run of ours than before."""
-    rival = built(world, job(source=OTHER_SQL), pipeline.NORMAL)
+    """Cleared after the SQL was changed, it finds what it has sent before: that needs a person."""
+    rival = sent(built(world, job(source=OTHER_SQL), run_mode.NORMAL), world)
 
     with pytest.raises(ConfigurationError, match=f"llm_batch close {rival.run_id}"):
         world.run()
@@ -131,9 +139,9 @@ def test_an_airflow_run_does_not_wait_for_itself(world: World) -> None:
 
 def test_a_run_that_was_overtaken_sends_nothing(world: World) -> None:
     """Another has loaded its rows since it was built: closed, and begun anew, it pays nothing."""
-    old = built(world, job(), pipeline.NORMAL)
+    old = built(world, job(), run_mode.NORMAL)
     participants.leave(world.ledger(), world.spec.name, "in-process")
-    finish(world, job(source=OTHER_SQL), pipeline.NORMAL)
+    finish(world, job(source=OTHER_SQL), run_mode.NORMAL)
     world._is_open = False
 
     with pytest.raises(ConfigurationError, match=f"asked the same and was loaded.*{old.run_id}"):
@@ -186,9 +194,9 @@ def test_the_newest_run_is_closed_when_an_earlier_one_was_sent(world: World) -> 
 
     assert (plan.is_replaced, plan.successor.run_id) == (True, old.run_id)
     participants.leave(world.ledger(), world.spec.name, "in-process")
-    world._opened(world.ledger(), pipeline.NORMAL)
-    finish(world, job(), pipeline.NORMAL)
-    finish(world, job(source=OTHER_SQL), pipeline.NORMAL)
+    world._opened(world.ledger(), run_mode.NORMAL)
+    finish(world, job(), run_mode.NORMAL)
+    finish(world, job(source=OTHER_SQL), run_mode.NORMAL)
     assert billed(world) == ROWS
 
 
@@ -196,7 +204,7 @@ def test_force_sends_beside_another(world: World) -> None:
     """It pays again, and was asked for."""
     sent(built(world, job()), world)
 
-    forced = sent(built(world, job(), pipeline.FORCE), world)
+    forced = sent(built(world, job(), run_mode.FORCE), world)
 
     assert states(forced, world) == {BatchState.SUBMITTED}
 

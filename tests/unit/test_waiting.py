@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from include import ledger_tables as tables
-from include import pipeline
+from include import pipeline, run_mode
 from include.ledger_records import Batch, BatchState, now
 from include.local_stack.rest import wait_until
 from include.simulator.process import Simulator
@@ -39,7 +39,7 @@ class Waiter:
         self.world = world
         world.fill(3)
         self.ledger = world.ledger()
-        run = world._opened(self.ledger, pipeline.NORMAL)
+        run = world._opened(self.ledger, run_mode.NORMAL)
         run = pipeline.extract(run, self.ledger, world.artifacts(), world.source)
         (self.built,) = pipeline.build(
             run, 1, self.ledger, world.artifacts(), world.target, most_shards=9

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from include import collecting, pipeline
+from include import collecting, pipeline, run_mode
 from include.batch_view import BatchView
 from include.ledger import Ledger
 from include.ledger_records import Batch, Run
@@ -60,7 +60,7 @@ def _half_done(home: Path, simulator: Simulator, day: int, step: str) -> tuple[s
     world = World(home, simulator, day)
     _fill(world, day)
     ledger = world.ledger()
-    run = world._opened(ledger, pipeline.NORMAL)
+    run = world._opened(ledger, run_mode.NORMAL)
     STEPS[step](world, run, ledger)
     world.close()
     return run.run_id, step
@@ -153,7 +153,7 @@ def _redriven(world: World, run: Run, ledger: Ledger) -> None:
     """A done run, with a forced one of the same partition that is half way."""
     _done(world, run, ledger)
     world._is_open = False
-    _submitted(world, world._opened(ledger, pipeline.FORCE), ledger)
+    _submitted(world, world._opened(ledger, run_mode.FORCE), ledger)
 
 
 OVER = Verdict.OVER
