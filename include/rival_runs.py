@@ -123,7 +123,7 @@ def _has_sent() -> sa.Exists:
 def _at_work_beside(connection: Connection, run: Run) -> list[tuple[Run, bool]]:
     """Return other open runs of the partition that have sent something, or are about to.
 
-    With each goes whether an Airflow run goes on with it that does not work on `run` as well.
+    With each goes whether an Airflow run goes on with it.
     """
     has_files = sa.exists().where(tables.batch.c.run_id == tables.run.c.run_id)
     query = (
