@@ -153,30 +153,19 @@ def test_a_run_that_was_overtaken_sends_nothing(world: World) -> None:
     assert billed(world) == ROWS
 
 
-def test_of_two_built_runs_the_first_to_send_goes_on(world: World) -> None:
-    """One had failed while the other was built, and a task of it was cleared: it sends nothing."""
-    old = built(world, job())
+@pytest.mark.parametrize("first", [0, 1], ids=["the older", "the newer"])
+def test_of_two_built_runs_the_first_to_send_goes_on(world: World, first: int) -> None:
+    """One had failed while the other was built, and a task of it was cleared."""
+    older = built(world, job())
     participants.leave(world.ledger(), world.spec.name, "in-process")
-    rival = sent(built(world, job(source=OTHER_SQL)), world)
+    runs = (older, built(world, job(source=OTHER_SQL)))
+    winner, loser = sent(runs[first], world), runs[1 - first]
 
-    with pytest.raises(ConfigurationError, match=f"run {rival.run_id} .* sent .*{old.run_id}"):
-        sent(old, world)
+    with pytest.raises(ConfigurationError, match=f"run {winner.run_id} .* sent .*{loser.run_id}"):
+        sent(loser, world)
 
-    assert states(old, world) == {BatchState.PREPARED}
-    assert states(rival, world) == {BatchState.SUBMITTED}
-
-
-def test_of_two_built_runs_the_second_to_send_stops(world: World) -> None:
-    """The other way round: the run that was built last is the one that sends nothing."""
-    old = built(world, job())
-    participants.leave(world.ledger(), world.spec.name, "in-process")
-    rival = built(world, job(source=OTHER_SQL))
-    sent(old, world)
-
-    with pytest.raises(ConfigurationError, match=f"run {old.run_id} .* sent .*{rival.run_id}"):
-        sent(rival, world)
-
-    assert states(rival, world) == {BatchState.PREPARED}
+    assert states(loser, world) == {BatchState.PREPARED}
+    assert states(winner, world) == {BatchState.SUBMITTED}
 
 
 def test_the_newest_run_is_closed_when_an_earlier_one_was_sent(world: World) -> None:
