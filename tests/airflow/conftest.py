@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from include.job_spec import JOBS_ROOT
+from include.local_stack.rest import wait_until
 from include.simulator.process import Simulator
+from include.simulator.records import FINAL
 from tests.airflow.workshop import Job, MakeJob, Rows, wait_for_listener
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -100,9 +102,20 @@ def openai_simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simul
 @pytest.fixture
 def service(openai_simulator: Simulator) -> Iterator[Simulator]:
     """The simulator without faults, left without faults."""
-    openai_simulator.clear_faults()
+    end_all(openai_simulator)
     yield openai_simulator
-    openai_simulator.clear_faults()
+    end_all(openai_simulator)
+
+
+def end_all(simulator: Simulator) -> None:
+    """Let every batch come to its end: it would be billed in the middle of the next test."""
+    simulator.clear_faults()
+    simulator.release()
+
+    def is_quiet() -> bool:
+        return all(one["status"] in FINAL for one in simulator.batches()["batches"])
+
+    wait_until("the end of every batch", 120.0, is_quiet, interval=0.05)
 
 
 @pytest.fixture
