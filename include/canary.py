@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from include import budgets
-from include.classification import Reason
+from include.classification import NEVER_RAN, Reason
 from include.errors import CanaryError
 from include.figures import counted
 from include.job_spec import JobSpec
@@ -24,21 +24,9 @@ from include.run_policy import Canary
 log = logging.getLogger(__name__)
 
 WORTH_IT = 2  # a round is judged by its canary when it has more than so many times its requests
-# What passes by itself and says nothing about the prompt, the schema or the price.
-PASSING = frozenset(
-    {
-        Reason.RATE_LIMITED,
-        Reason.TIMEOUT,
-        Reason.CONFLICT,
-        Reason.SERVER_ERROR,
-        Reason.API_ERROR,
-        Reason.BODY_NOT_PARSED,
-        Reason.BATCH_EXPIRED,
-        Reason.BATCH_CANCELLED,
-        Reason.LOST,
-        Reason.MISSING,
-    }
-)
+# What passes by itself and says nothing about the prompt, the schema or the price: all that kept a
+# request from running, but for what the API has against it.
+PASSING = NEVER_RAN - {Reason.BATCH_FAILED, Reason.INVALID_REQUEST}
 
 
 @dataclass(frozen=True)
