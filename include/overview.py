@@ -252,17 +252,14 @@ def _of_submitting(batch: Batch, at: datetime) -> Notice | None:
 
 def _of_quiet_runs(engine: Engine, job: str | None, at: datetime) -> Iterator[Notice]:
     """Tell of open runs that nobody works on: a task of theirs is red, or their DAG is paused."""
-    event = tables.event.c
-    left = _left(engine)
+    left, moves = _left(engine), _last_moves(engine)
     for run in open_runs(engine, job):
         if run["run_id"] in left:
             yield _of_left_run(engine, run)
             continue
         if run["in_flight"]:
             continue
-        query = sa.select(sa.func.max(event.at)).where(event.run_id == run["run_id"])
-        with ledger_database.reading(engine) as connection:
-            last = connection.scalar(query) or run["created_at"]
+        last = moves.get(run["run_id"], run["created_at"])
         if at - last > LONG_QUIET:
             yield Notice(
                 f"run {run['run_id']} of job {run['job']}, partition {run['interval_start']:%F}",
@@ -270,6 +267,19 @@ def _of_quiet_runs(engine: Engine, job: str | None, at: datetime) -> Iterator[No
                 "Look for a red task of this run in Airflow, mend what it says, clear it. It "
                 f"goes on from there.{_overtaken(engine, run)}",
             )
+
+
+def _last_moves(engine: Engine) -> dict[str, datetime]:
+    """Return when each open run has last changed, for those that have a history."""
+    event = tables.event.c
+    query = (
+        sa.select(event.run_id, sa.func.max(event.at))
+        .join(tables.run, tables.run.c.run_id == event.run_id)
+        .where(*_opened())
+        .group_by(event.run_id)
+    )
+    with ledger_database.reading(engine) as connection:
+        return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def _left(engine: Engine) -> set[str]:
