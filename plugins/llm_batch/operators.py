@@ -20,6 +20,7 @@ from llm_batch.links import BatchLink
 from llm_batch.notices import tell
 from llm_batch.steps import (
     BatchOperator,
+    BegunOperator,
     RoundOperator,
     RunOperator,
     come_back,
@@ -90,7 +91,7 @@ class ExtractOperator(BatchOperator):
         return lineage.of_extract(self._run_id)
 
 
-class SubmitBatchOperator(BatchOperator):
+class SubmitBatchOperator(BegunOperator):
     """Creates exactly one batch for one request file, or finds the one that exists.
 
     `submission` is one of the dicts of `BuildRequestsOperator`. In a DAG of your own, give
@@ -173,7 +174,7 @@ class SubmitBatchOperator(BatchOperator):
         return shard(row, None)
 
 
-class CollectResultsOperator(BatchOperator):
+class CollectResultsOperator(BegunOperator):
     """Downloads both files of an ended batch and writes one outcome for each of its requests.
 
     `batch` is what `BatchSensor` returned. Returns counts by outcome, tokens and cost.

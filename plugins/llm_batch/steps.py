@@ -39,6 +39,10 @@ class BatchOperator(BaseOperator):
         megabytes = peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)
         self.log.info("Peak memory of this task's process: %s MB.", megabytes)
 
+
+class BegunOperator(BatchOperator):
+    """A step of a run that has begun: the Airflow run goes on with it, also when it had ended."""
+
     def pre_execute(self, context: Context) -> None:
         """Go on with the run, when its Airflow run had ended and this task was cleared."""
         ledger = connections.ledger()
@@ -47,11 +51,11 @@ class BatchOperator(BaseOperator):
             go_on(ledger, run_id, context)
 
     def works_on(self, ledger: Ledger) -> str | None:
-        """Return the id of the run that this is a step of; None when it opens or joins one."""
-        return None
+        """Return the id of the run that this is a step of; None when it is yet to be joined."""
+        raise NotImplementedError
 
 
-class RunOperator(BatchOperator):
+class RunOperator(BegunOperator):
     """A step of the run that `run` names: a dict with `run_id`, as `ExtractOperator` returns."""
 
     template_fields: Sequence[str] = ("run",)
